@@ -1,0 +1,107 @@
+"""The commands that work on runs: quickstart, check, run, compare, chat, merge.
+
+In: words of the command line. Out: one call each, and lines that say where the result lies and what comes next.
+Must not know: how anything is done.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tunesmith.errors import DataError
+
+if TYPE_CHECKING:
+    from tunesmith.recipe.load import LoadedRecipe
+
+RECIPE = click.argument("recipe", metavar="RECIPE")
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+STAGE = click.option("--stage", metavar="NAME", help="A stage of the run, or base; the last stage if not given.")
+
+
+@click.command()
+@click.option("--name", metavar="NAME", help="Name of the run folder.")
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of every random draw.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def quickstart(name: str | None, seed: int | None, overrides: tuple[str, ...]) -> None:
+    """The whole path on an embedded tiny model."""
+    from tunesmith.comparison.run import compare_run
+    from tunesmith.pipeline.run import run_recipe
+
+    given = [*(f"{key}={value}" for key, value in (("name", name), ("seed", seed)) if value is not None), *overrides]
+    folder = run_recipe(_load("quickstart", given))
+    report = compare_run(folder)
+    click.echo(f"\nThe run is in {folder}.")
+    click.echo(f"  the report:   {report}")
+    click.echo(f"  talk to it:   tunesmith chat {folder}")
+
+
+@click.command()
+@RECIPE
+@OVERRIDES
+def check(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Check everything that can be known before training."""
+    from rich.console import Console
+
+    from tunesmith.pipeline.check import check_recipe
+
+    report = check_recipe(_load(recipe, overrides))
+    Console().print(report)
+    if not report.ok:
+        click.get_current_context().exit(DataError.exit_code)
+
+
+@click.command()
+@RECIPE
+@OVERRIDES
+def run(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Run every stage; run it again to resume."""
+    from tunesmith.pipeline.run import run_recipe
+
+    folder = run_recipe(_load(recipe, overrides))
+    click.echo(f"\nThe run is in {folder}.")
+    click.echo(f"  compare its stages:   tunesmith compare {folder}")
+    click.echo(f"  talk to it:           tunesmith chat {folder}")
+    click.echo(f"  merge the adapter:    tunesmith merge {folder}")
+
+
+@click.command()
+@RUN
+def compare(run: Path) -> None:
+    """Measure the stages of a run side by side."""
+    from tunesmith.comparison.run import compare_run
+
+    click.echo(f"The report is {compare_run(run)}.")
+
+
+@click.command()
+@RUN
+@STAGE
+def chat(run: Path, stage: str | None) -> None:
+    """Talk to a stage of a run in the terminal."""
+    from tunesmith.serve.chat import chat as talk
+
+    talk(run, stage)
+
+
+@click.command()
+@RUN
+@STAGE
+@click.option(
+    "--to", metavar="FOLDER", type=click.Path(path_type=Path), help="Where to write; inside the run if not given."
+)
+def merge(run: Path, stage: str | None, to: Path | None) -> None:
+    """Write the merged model of a stage."""
+    from tunesmith.export.merge import merge_run
+
+    click.echo(f"The merged model is in {merge_run(run, stage, to)}.")
+
+
+def _load(recipe: str, overrides: tuple[str, ...] | list[str]) -> LoadedRecipe:
+    from tunesmith.recipe.load import load_recipe
+    from tunesmith.recipe.resources import find_recipe
+
+    return load_recipe(find_recipe(recipe), overrides)

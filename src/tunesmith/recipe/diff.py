@@ -1,0 +1,94 @@
+"""What changed between the recipe of a run and the recipe given now, and what may change in mid-run.
+
+In: two recipes. Out: one `Change` for each field that differs.
+Must not know: run folders; what is done with an unsafe change is decided where they are.
+
+A change is safe when the steps that were already taken would have been the same with it:
+
+- place: `runs_folder`;
+- cadence: `save_every`, `keep_checkpoints`, and `eval_every` while the last step is kept (with `keep: best` the
+  evaluations choose the result);
+- comparison: everything under `compare`, which reads finished stages;
+- rounding: `threads`, `forest_tokens`, `gradient_checkpointing`. They exist to get past a full memory, and change
+  sums in their last bits only. A run resumed so is equal to an uninterrupted one to rounding, no longer bitwise;
+- more steps: a raised `epochs` or `max_steps` of the last stage whose learning rate is constant and without
+  warm-up. Every other schedule spans all steps, so that more of them change the first ones; and a later stage
+  has started from this one's end.
+
+Everything else would make one run out of two, and is not safe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunesmith.recipe.fields import leaves
+from tunesmith.recipe.models import Recipe, Stage
+from tunesmith.recipe.yaml12 import KeyPath, Value, format_path
+
+Kind = Literal["place", "cadence", "comparison", "rounding", "more steps", "unsafe"]
+MISSING = "(absent)"  # stands for a field that one of the two recipes does not have
+
+_TOP: dict[str, Kind] = {"runs_folder": "place", "compare": "comparison", "threads": "rounding"}
+_STAGE: dict[str, Kind] = {
+    "save_every": "cadence",
+    "keep_checkpoints": "cadence",
+    "forest_tokens": "rounding",
+    "gradient_checkpointing": "rounding",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field, before and after. `kind` is `unsafe`, or the reason why the change is safe."""
+
+    path: str
+    old: Value
+    new: Value
+    kind: Kind
+
+    @property
+    def safe(self) -> bool:
+        """Whether a run may go on with it."""
+        return self.kind != "unsafe"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.old} -> {self.new}"
+
+
+def diff_recipes(old: Recipe, new: Recipe) -> list[Change]:
+    """Every field that differs, in the order of the models; stages are matched by their place in the list."""
+    before = {leaf.path: leaf.value for leaf in leaves(old)}
+    after = {leaf.path: leaf.value for leaf in leaves(new)}
+    changes = []
+    for path in dict.fromkeys([*before, *after]):
+        was, now = before.get(path, MISSING), after.get(path, MISSING)
+        if was != now:
+            changes.append(Change(format_path(path), was, now, _kind(path, old, new)))
+    return changes
+
+
+def _kind(path: KeyPath, old: Recipe, new: Recipe) -> Kind:
+    if path[0] != "stages":
+        return _TOP.get(str(path[0]), "unsafe")
+    number = path[1] if len(path) > 1 else None
+    if not isinstance(number, int) or len(path) != 3 or len(old.stages) != len(new.stages):
+        return "unsafe"
+    name = str(path[2])
+    was, now = old.stages[number], new.stages[number]
+    if name == "eval_every" and was.keep == now.keep == "final":
+        return "cadence"
+    if name in ("epochs", "max_steps"):
+        return _more_steps(was, now, last=number == len(new.stages) - 1)
+    return _STAGE.get(name, "unsafe")
+
+
+def _more_steps(was: Stage, now: Stage, *, last: bool) -> Kind:
+    steady = all(stage.schedule == "constant" and stage.warmup_fraction == 0 for stage in (was, now))
+    raised = now.epochs >= was.epochs and _limit(now) >= _limit(was)
+    return "more steps" if steady and raised and last else "unsafe"
+
+
+def _limit(stage: Stage) -> float:
+    return float("inf") if stage.max_steps is None else stage.max_steps

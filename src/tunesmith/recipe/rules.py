@@ -1,0 +1,77 @@
+"""What one field cannot say: the rules between the fields of a recipe.
+
+In: a recipe whose every field is right. Out: a `Problem` for each broken rule.
+Must not know: files, lines, models, data; whatever needs those is checked by `tunesmith check`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tunesmith.recipe.models import CompletionStage, Full, Lora, Recipe, SftStage, Source, Stage
+from tunesmith.recipe.problems import Problem
+from tunesmith.recipe.yaml12 import KeyPath
+
+RESERVED_STAGES = ("base", "previous")  # `base` names the untrained model in comparisons, both are words of `start`
+TEXT_FORMATS = ("auto", "text")
+
+
+def broken_rules(recipe: Recipe) -> list[Problem]:
+    """Every broken rule, stage by stage."""
+    problems = list(_names(recipe))
+    for number, stage in enumerate(recipe.stages):
+        problems += _stage(recipe, stage, ("stages", number))
+    return problems + list(_style(recipe))
+
+
+def _names(recipe: Recipe) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for number, stage in enumerate(recipe.stages):
+        path = ("stages", number, "name")
+        if stage.name in RESERVED_STAGES:
+            yield Problem(path, f"{stage.name!r} is a reserved word; give the stage another name")
+        if stage.name in seen:
+            yield Problem(path, f"{stage.name!r} is already the name of stages[{seen[stage.name]}]; names are folders")
+        seen.setdefault(stage.name, number)
+
+
+def _stage(recipe: Recipe, stage: Stage, path: KeyPath) -> Iterator[Problem]:
+    if not stage.heldout and stage.heldout_fraction == 0:
+        if stage.keep == "best":
+            yield Problem((*path, "keep"), "'best' needs held-out rows: set heldout or heldout_fraction")
+        if stage.eval_every > 0:
+            yield Problem(
+                (*path, "eval_every"), "there are no held-out rows: set heldout or heldout_fraction, or 0 here"
+            )
+    elif stage.keep == "best" and stage.eval_every == 0:
+        yield Problem((*path, "keep"), "'best' needs evaluations to choose from: set eval_every")
+    if stage.heldout and stage.heldout_fraction > 0:
+        yield Problem((*path, "heldout_fraction"), "heldout already names the held-out rows; set only one of the two")
+    if recipe.model.quantization != "none" and isinstance(stage.tuning, Full):
+        yield Problem(
+            (*path, "tuning", "kind"), "4-bit weights cannot be trained: use lora, or model.quantization: none"
+        )
+    if isinstance(stage.tuning, Lora) and stage.tuning.target_modules == []:
+        yield Problem((*path, "tuning", "target_modules"), "must name at least one module, or be all-linear")
+    if isinstance(stage, CompletionStage):
+        yield from _text_only(stage.train, (*path, "train"), "a completion stage trains plain text")
+        yield from _text_only(stage.heldout, (*path, "heldout"), "a completion stage trains plain text")
+    if isinstance(stage, SftStage) and stage.replay is not None:
+        yield from _text_only(stage.replay.sources, (*path, "replay", "sources"), "replayed rows are plain text")
+
+
+def _text_only(sources: list[Source], path: KeyPath, reason: str) -> Iterator[Problem]:
+    for number, source in enumerate(sources):
+        if source.format not in TEXT_FORMATS:
+            yield Problem((*path, number, "format"), f"{reason}: use text or auto, not {source.format}")
+
+
+def _style(recipe: Recipe) -> Iterator[Problem]:
+    style = recipe.compare.style
+    if style is None:
+        return
+    try:
+        re.compile(style.pattern)
+    except re.error as error:
+        yield Problem(("compare", "style", "pattern"), f"is not a regular expression: {error}")
