@@ -1,0 +1,1 @@
+"""The generator of the quickstart's invented world: towns, texts, questions, tokenizer and base model."""
