@@ -1,0 +1,73 @@
+"""Evaluation on held-out trees: the same figures whatever the batch, the split and the number of ranks.
+
+In: an engine, trees, an objective. Out: loss and metrics, each total / count over all trees, in float64.
+Must not know: the loop, files, recipes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tunesmith.engine.engine import Engine
+from tunesmith.errors import NumericsError
+from tunesmith.objectives import Objective, Result
+from tunesmith.runs.records import Record
+from tunesmith.train.machine import Machine
+from tunesmith.train.modes import eval_mode
+from tunesmith.train.step import Batch, judge, num_read, score
+
+_TOLERANCE = 1e-5
+"""Nats by which the start may differ from its own reference in float32 (rounding between packings is about 1e-6)."""
+
+_NOISE_FACTOR = 5.0
+"""A difference is refused above this many times what another packing of the same rows makes."""
+
+
+def evaluate(engine: Engine, batch: Batch, *, objective: Objective, forest_tokens: int, machine: Machine) -> Record:
+    """num_examples, num_trained, loss and the objective's metrics; dropout off, modes restored."""
+    with eval_mode(engine.model):
+        logprob_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine)
+    result = judge(batch, logprob_N, objective)
+    means: Record = {name: value.mean() for name, value in result.metrics.items()}
+    return {"num_examples": len(batch.trees), "num_trained": len(logprob_N), "loss": result.loss.mean(), **means}
+
+
+def check_reference(
+    engine: Engine, batch: Batch, *, objective: Objective, forest_tokens: int, machine: Machine
+) -> tuple[float, float]:
+    """At the start the policy is its own reference: returns the loss there, and the loss that this implies (ln 2).
+
+    Raises NumericsError where they differ by more than 1e-5, or, where the forward pass is coarser than float32,
+    by more than packing the same rows otherwise does: then the reference is of another model, or dropout is on.
+    """
+    with eval_mode(engine.model):
+        logprob_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine)
+        reference_N = batch.reference_N(machine.device)
+        assert reference_N is not None
+        found, expected = judge(batch, logprob_N, objective), judge(batch, reference_N, objective)
+        difference = _difference(found, expected)
+        if difference <= _TOLERANCE:
+            return found.loss.mean(), expected.loss.mean()
+        alone_N = score(engine, batch, forest_tokens=1, machine=machine)
+    lengths = [sum(num_read(tree)) for tree in batch.trees]
+    again = Batch(batch.trees, [part.cpu().numpy() for part in torch.split(logprob_N, lengths)])
+    noise = _difference(judge(again, alone_N, objective), judge(again, logprob_N, objective))
+    if not difference <= _NOISE_FACTOR * noise:  # also where it is nan
+        value, wanted = found.loss.mean(), expected.loss.mean()
+        raise NumericsError(
+            f"the loss before the first update is {value:.7f}, not {wanted:.7f} (ln 2 = {math.log(2):.7f} for DPO): "
+            "the reference is not the policy at the stage's start.",
+            where="step 0",
+            remedy="Delete the reference cache and run again; if it stays, please report it.",
+        )
+    return found.loss.mean(), expected.loss.mean()
+
+
+def _difference(found: Result, expected: Result) -> float:
+    """How far the loss, and the margin where there is one, are apart."""
+    pairs = [(found.loss, expected.loss)]
+    if "margin" in found.metrics:
+        pairs.append((found.metrics["margin"], expected.metrics["margin"]))
+    return max(abs(one.mean() - other.mean()) for one, other in pairs)

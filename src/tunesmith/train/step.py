@@ -1,0 +1,209 @@
+"""One optimizer step's gradient, and its loss, from a set of trees.
+
+In: an engine, the step's trees, an objective. Out: gradients on the weights; the loss and metrics as (sum, count).
+Must not know: optimizers, files, recipes.
+
+The count that divides is taken over the whole step before the first backward. Each rank knows every tree of the step
+and computes its share; the log-probs of all trees meet in one vector, so that losses and metrics are those of the
+whole step in the order of its trees, however it was split.
+
+Shapes: N trained tokens of the step (of a forest where it says so), B branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tunesmith.data.plan import plan_forests
+from tunesmith.data.types import Tree
+from tunesmith.engine.engine import Engine
+from tunesmith.engine.logprobs import Logprobs
+from tunesmith.errors import NumericsError
+from tunesmith.objectives import Objective, Result, Sum
+from tunesmith.train.machine import Machine
+from tunesmith.train.optim import fill_gradients
+
+Array = npt.NDArray[np.float32]
+
+_SHOWN_ROWS = 10
+"""Row ids named in an error; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The trees of one step, or of one evaluation, with the reference's log-probs where the method needs them.
+
+    references: per tree one float32 value a trained token, in branch and token order.
+    """
+
+    trees: Sequence[Tree]
+    references: Sequence[Array] | None = None
+
+    def part(self, indices: Sequence[int]) -> Batch:
+        """Some of the trees."""
+        references = None if self.references is None else [self.references[index] for index in indices]
+        return Batch([self.trees[index] for index in indices], references)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a forward pass computes."""
+        return sum(tree.num_tokens for tree in self.trees)
+
+    def reference_N(self, device: torch.device) -> Tensor | None:
+        """The references, end to end."""
+        if self.references is None:
+            return None
+        joined = np.concatenate([*self.references, np.zeros(0, np.float32)])
+        return torch.from_numpy(joined).to(device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Micro:
+    """One micro-batch of a step: its number in the step on this rank, its trees, and its trained tokens' places."""
+
+    number: int
+    batch: Batch
+    places_N: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What a step computed; the gradients are on the weights. num_untouched: weights that this rank did not reach."""
+
+    loss: Sum
+    metrics: Mapping[str, Sum]
+    num_tokens: int
+    num_trained: int
+    num_untouched: int
+
+
+def num_read(tree: Tree) -> list[int]:
+    """Trained tokens of each branch that have a token before them: those that the engine returns log-probs of."""
+    unread = 1 if len(tree.prompt_ids) == 0 else 0
+    return [int(branch.trained[unread:].sum()) for branch in tree.branches]
+
+
+def deal(trees: Sequence[Tree], world_size: int) -> list[list[int]]:
+    """Indices of the trees of each rank: the longest first, each to the rank with the fewest tokens so far."""
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for index in sorted(range(len(trees)), key=lambda index: (-trees[index].num_tokens, index)):
+        rank = loads.index(min(loads))
+        shares[rank].append(index)
+        loads[rank] += trees[index].num_tokens
+    return [sorted(share) for share in shares]
+
+
+def micro_batches(batch: Batch, forest_tokens: int, machine: Machine) -> Iterator[Micro]:
+    """This rank's micro-batches, in a canonical order."""
+    share = deal(batch.trees, machine.world_size)[machine.rank]
+    lengths = [sum(num_read(tree)) for tree in batch.trees]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    for number, forest in enumerate(plan_forests([batch.trees[index] for index in share], forest_tokens)):
+        indices = [share[index] for index in forest]
+        places = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in indices])
+        yield Micro(number, batch.part(indices), torch.from_numpy(places).to(machine.device))
+
+
+def score(engine: Engine, batch: Batch, *, forest_tokens: int, machine: Machine, seed_key: str = "") -> Tensor:
+    """Log-probs of all trained tokens [N], float32, in the order of the trees, on every rank, without gradient."""
+    logprob_N = torch.zeros(_num_trained(batch), device=machine.device)
+    with torch.no_grad():
+        for micro in micro_batches(batch, forest_tokens, machine):
+            with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
+                logprob_N[micro.places_N] = engine.logprobs(micro.batch.trees).logprob_N
+    machine.all_sum(logprob_N)
+    return logprob_N
+
+
+def judge(batch: Batch, logprob_N: Tensor, objective: Objective) -> Result:
+    """The objective over all trees at once, from their log-probs [N], in float64 on the CPU."""
+    return objective.function(_whole(batch, logprob_N.detach().cpu().double()))
+
+
+def accumulate(
+    engine: Engine,
+    batch: Batch,
+    *,
+    objective: Objective,
+    forest_tokens: int,
+    machine: Machine,
+    seed_key: str = "",
+) -> StepResult:
+    """Add the gradient of the step's mean loss to the weights, and return what was computed.
+
+    `seed_key` names the step: dropout of a forest depends on it, the rank and the forest's number. Raises
+    NumericsError, naming rows, where a log-prob or the loss is not finite; the weights' gradients are then void.
+    """
+    count = sum(objective.units(tree) for tree in batch.trees)
+    assert count > 0, "a step without a trained token"
+    weight_N = None
+    if not objective.separable:
+        scored_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine, seed_key=seed_key)
+        weight_N = _coefficients(batch, scored_N, objective, count)
+    logprob_N = torch.zeros(_num_trained(batch), device=machine.device)
+    for micro in micro_batches(batch, forest_tokens, machine):
+        with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
+            logprobs = engine.logprobs(micro.batch.trees)
+            logprob_N[micro.places_N] = logprobs.logprob_N.detach()
+            _loss_share(micro, logprobs, objective, count, weight_N).backward()  # type: ignore[no-untyped-call]
+    machine.all_sum(logprob_N)
+    _refuse_non_finite(batch, logprob_N)
+    trained = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
+    num_untouched = fill_gradients(trained)
+    machine.all_sum_many([parameter.grad for parameter in trained if parameter.grad is not None])
+    result = judge(batch, logprob_N, objective)
+    assert result.loss.count == count, "Objective.units disagrees with Objective.function"
+    return StepResult(result.loss, result.metrics, batch.num_tokens, len(logprob_N), num_untouched)
+
+
+def _loss_share(micro: Micro, logprobs: Logprobs, objective: Objective, count: int, weight_N: Tensor | None) -> Tensor:
+    """This micro-batch's part of the step's mean loss."""
+    if weight_N is not None:
+        return (logprobs.logprob_N * weight_N[micro.places_N]).sum()
+    reference_N = micro.batch.reference_N(logprobs.logprob_N.device)
+    if reference_N is not None:
+        logprobs = logprobs.with_reference(reference_N)
+    return objective.function(logprobs).loss.total / count  # the one line that divides
+
+
+def _coefficients(batch: Batch, logprob_N: Tensor, objective: Objective, count: int) -> Tensor:
+    """Derivative of the step's mean loss by each log-prob, [N]: fixed before the first backward."""
+    leaf_N = logprob_N.detach().cpu().double().requires_grad_()
+    loss = objective.function(_whole(batch, leaf_N)).loss.total / count
+    (weight_N,) = torch.autograd.grad(loss, leaf_N)
+    return weight_N.to(logprob_N)
+
+
+def _whole(batch: Batch, logprob_N: Tensor) -> Logprobs:
+    """The log-probs of all trees as an objective reads them."""
+    lengths_B = [length for tree in batch.trees for length in num_read(tree)]
+    branch_N = torch.from_numpy(np.repeat(np.arange(len(lengths_B)), lengths_B))
+    tree_B = torch.from_numpy(np.repeat(np.arange(len(batch.trees)), [len(tree.branches) for tree in batch.trees]))
+    reference_N = batch.reference_N(torch.device("cpu"))
+    return Logprobs(logprob_N, branch_N, tree_B, None if reference_N is None else reference_N.to(logprob_N.dtype))
+
+
+def _num_trained(batch: Batch) -> int:
+    return sum(sum(num_read(tree)) for tree in batch.trees)
+
+
+def _refuse_non_finite(batch: Batch, logprob_N: Tensor) -> None:
+    bad_N = ~torch.isfinite(logprob_N).cpu()
+    if not bad_N.any():
+        return
+    parts = torch.split(bad_N, [sum(num_read(tree)) for tree in batch.trees])
+    rows = [tree.id for tree, bad in zip(batch.trees, parts, strict=True) if bad.any()]
+    raise NumericsError(f"log-probs that are not finite in {name_rows(rows)}.")
+
+
+def name_rows(ids: Sequence[str]) -> str:
+    """Row ids for a message."""
+    more = f" and {len(ids) - _SHOWN_ROWS} more" if len(ids) > _SHOWN_ROWS else ""
+    return ", ".join(ids[:_SHOWN_ROWS]) + more
