@@ -6,7 +6,6 @@ Must not know: what a command does; each imports that when it runs, so that `--h
 
 from __future__ import annotations
 
-import difflib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,20 +21,10 @@ BUG = 1
 
 
 class _Group(click.Group):
-    """A group that answers an unknown command with the nearest known one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self.list_commands(ctx))}"
-            ctx.fail(f"no such command {name!r}; {hint}")
-        return super().resolve_command(ctx, args)
+    """A group that lists its commands in the order in which they are used, not of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which they are used, not of the alphabet."""
+        """The order in which they were added."""
         return list(self.commands)
 
 

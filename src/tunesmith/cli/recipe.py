@@ -5,7 +5,11 @@ In: words of the command line. Out: JSON or a table on stdout. Must not know: ru
 
 from __future__ import annotations
 
+import sys
+
 import click
+
+PIPED_WIDTH = 180  # rich would squeeze the table into 80 columns where it sees no terminal
 
 
 @click.group()
@@ -33,17 +37,16 @@ def explain(recipe: str, overrides: tuple[str, ...]) -> None:
     from rich.text import Text
 
     from tunesmith.recipe.explain import explain as explain_loaded
-    from tunesmith.recipe.load import load_recipe
-    from tunesmith.recipe.resources import find_recipe
+    from tunesmith.recipe.load import load_named
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("key", "value", "unit", "from"):
         table.add_column(heading, overflow="fold")
     table.add_column("why", overflow="fold", style="dim", ratio=1)
-    for row in explain_loaded(load_recipe(find_recipe(recipe), overrides)):
+    for row in explain_loaded(load_named(recipe, overrides)):
         cells = (row.path, row.value, row.unit, row.origin, row.why)
         table.add_row(*(Text(cell) for cell in cells))  # Text, so that a value in [brackets] is not read as markup
-    Console(soft_wrap=False).print(table)
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
 
 @recipe.command(name="list")

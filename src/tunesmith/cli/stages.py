@@ -6,6 +6,7 @@ Must not know: how anything is done.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,16 @@ STAGE = click.option("--stage", metavar="NAME", help="A stage of the run, or bas
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def quickstart(name: str | None, seed: int | None, overrides: tuple[str, ...]) -> None:
     """The whole path on an embedded tiny model."""
+    from tunesmith.recipe.explain import write_value
+
+    options = {"name": name, "seed": seed}
+    given = [f"{key}={write_value(value)}" for key, value in options.items() if value is not None]
+    loaded = _load("quickstart", [*given, *overrides])
+
     from tunesmith.comparison.run import compare_run
     from tunesmith.pipeline.run import run_recipe
 
-    given = [*(f"{key}={value}" for key, value in (("name", name), ("seed", seed)) if value is not None), *overrides]
-    folder = run_recipe(_load("quickstart", given))
+    folder = run_recipe(loaded)
     report = compare_run(folder)
     click.echo(f"\nThe run is in {folder}.")
     click.echo(f"  the report:   {report}")
@@ -44,11 +50,13 @@ def quickstart(name: str | None, seed: int | None, overrides: tuple[str, ...]) -
 @OVERRIDES
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check everything that can be known before training."""
+    loaded = _load(recipe, overrides)  # before the heavy imports: a wrong key answers in the first second
+
     from rich.console import Console
 
     from tunesmith.pipeline.check import check_recipe
 
-    report = check_recipe(_load(recipe, overrides))
+    report = check_recipe(loaded)
     Console().print(report)
     if not report.ok:
         click.get_current_context().exit(DataError.exit_code)
@@ -59,9 +67,11 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
 @OVERRIDES
 def run(recipe: str, overrides: tuple[str, ...]) -> None:
     """Run every stage; run it again to resume."""
+    loaded = _load(recipe, overrides)
+
     from tunesmith.pipeline.run import run_recipe
 
-    folder = run_recipe(_load(recipe, overrides))
+    folder = run_recipe(loaded)
     click.echo(f"\nThe run is in {folder}.")
     click.echo(f"  compare its stages:   tunesmith compare {folder}")
     click.echo(f"  talk to it:           tunesmith chat {folder}")
@@ -100,8 +110,7 @@ def merge(run: Path, stage: str | None, to: Path | None) -> None:
     click.echo(f"The merged model is in {merge_run(run, stage, to)}.")
 
 
-def _load(recipe: str, overrides: tuple[str, ...] | list[str]) -> LoadedRecipe:
-    from tunesmith.recipe.load import load_recipe
-    from tunesmith.recipe.resources import find_recipe
+def _load(recipe: str, overrides: Sequence[str]) -> LoadedRecipe:
+    from tunesmith.recipe.load import load_named
 
-    return load_recipe(find_recipe(recipe), overrides)
+    return load_named(recipe, overrides)

@@ -34,6 +34,21 @@ def leaves(model: Strict, path: KeyPath = ()) -> Iterator[Leaf]:
         yield from _leaves_of(model.__dict__[name], (*path, name), info)
 
 
+def as_given(model: Strict) -> dict[str, object]:
+    """The values that a model was built from, as a recipe would say them: no defaults, save the choosing keys."""
+    return {
+        name: _plain(model.__dict__[name])
+        for name in type(model).model_fields
+        if name in model.model_fields_set or name in TAG_KEYS
+    }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Strict):
+        return as_given(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
 def _leaves_of(value: object, path: KeyPath, info: FieldInfo) -> Iterator[Leaf]:
     if isinstance(value, Strict):
         yield from leaves(value, path)

@@ -16,10 +16,11 @@ from typing import Literal
 from pydantic import ValidationError
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe.fields import has, leaves
+from tunesmith.recipe.fields import as_given, has, leaves
 from tunesmith.recipe.models import Recipe
 from tunesmith.recipe.overrides import apply_override, parse_override
 from tunesmith.recipe.problems import Problem, problems_of
+from tunesmith.recipe.resources import find_recipe
 from tunesmith.recipe.rules import broken_rules
 from tunesmith.recipe.yaml12 import MAX_BYTES, Document, KeyPath, Place, Value, decode, format_path, read
 
@@ -87,9 +88,18 @@ class _Values:
             places.update(dict.fromkeys([*made, path], Origin("override", text=text)))
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """Read a recipe file. Raises RecipeError where it cannot be read or is not a right recipe."""
-    source = str(path)
+def load_named(name: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe file, or the shipped recipe of that name where there is no such file."""
+    path = find_recipe(name)
+    return load_recipe(path, overrides, source=name if Path(name) == path else path.name)
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, source: str | None = None) -> LoadedRecipe:
+    """Read a recipe file. Raises RecipeError where it cannot be read or is not a right recipe.
+
+    `source` is what messages call the file; its path if not given.
+    """
+    source = str(path) if source is None else source
     document = read(decode(_bytes(Path(path)), where=source), where=source)
     if document.value is None:
         raise RecipeError(
@@ -107,7 +117,7 @@ def parse_recipe(
     values: Mapping[str, object] | Recipe, overrides: Sequence[str] = (), *, source: str = "recipe"
 ) -> LoadedRecipe:
     """Check a recipe given as a mapping or built from the models. `source` stands for the file in messages."""
-    plain = values.model_dump(exclude_unset=True) if isinstance(values, Recipe) else copy.deepcopy(dict(values))
+    plain = as_given(values) if isinstance(values, Recipe) else copy.deepcopy(dict(values))
     return _checked(_Values(plain, source), overrides)  # type: ignore[arg-type]  # pydantic refuses what is no Value
 
 
