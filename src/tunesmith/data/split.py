@@ -1,0 +1,38 @@
+"""Which rows are held out.
+
+In: examples and a share. Out: the two sides. Must not know: tokenizers, files, seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunesmith.data.sources import content_sha
+from tunesmith.data.types import Conversation, Example, Json
+
+
+def prompt_sha(example: Example) -> str:
+    """sha256 of what identifies a row for the split: its prompt, or the text itself where the prompt is empty."""
+    if isinstance(example.prompt, str):
+        return content_sha(example.prompt or [str(answer) for answer in example.answers])
+    return content_sha(turns_json(example.prompt))
+
+
+def turns_json(messages: Conversation) -> Json:
+    """Messages as JSON, for hashing."""
+    return [[message.role, message.content] for message in messages]
+
+
+def is_heldout(sha: str, fraction: float) -> bool:
+    """Decided by the hash alone: a row never changes side when rows are added, removed or reordered."""
+    return int(sha[:15], 16) < fraction * 16**15
+
+
+def split_examples(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
+    """The training and the held-out side; rows with one prompt always stand on one side."""
+    if fraction == 0:
+        return list(examples), []
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        sides[is_heldout(prompt_sha(example), fraction)].append(example)
+    return sides

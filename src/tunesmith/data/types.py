@@ -1,0 +1,114 @@
+"""The shapes that data takes on its way: row, example, tree.
+
+In: nothing. Out: frozen records. Must not know: torch, files, tokenizers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tunesmith.errors import DataError
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+
+
+class RowError(DataError):
+    """One row cannot be trained as it stands.
+
+    `fatal`: the row is malformed and stops the run; otherwise it is dropped and counted. What stands
+    before the first colon of a reason is the same for all rows of a kind: the ledger groups by it.
+    """
+
+    def __init__(self, reason: str, *, where: str = "", fatal: bool = False, num_tokens: int = 0) -> None:
+        super().__init__(reason, where=where)
+        self.fatal = fatal
+        self.num_tokens = num_tokens  # of an over-long row, for the histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the file held at one place. `id` is `file:line`, or `file[index]` for JSON arrays and tables."""
+
+    id: str
+    fields: Mapping[str, Json]
+    sha: str  # sha256 of the fields as canonical JSON, so equal rows have equal hashes
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; role is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+Text = str
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with k >= 1 answers, in messages or, for raw text, in strings; never mixed in one example.
+
+    A prompt/answer pair of strings is trained as it stands, without a chat template.
+    `value` is the bare answer that a comparison may look for; `accepted` are the answers it counts as exact.
+    """
+
+    id: str
+    sha: str
+    prompt: Conversation | Text
+    answers: tuple[Conversation, ...] | tuple[Text, ...]
+    value: str | None = None
+    accepted: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """One answer in tokens: `ids` [B]; `trained` [B] says which tokens a loss reads."""
+
+    ids: Ids
+    trained: Mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """An example in tokens: the shared prompt `prompt_ids` [P] and its branches.
+
+    P may be 0; then the first token of every branch has nothing before it, and is never trained.
+    """
+
+    id: str
+    prompt_ids: Ids
+    branches: tuple[Branch, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a forward pass computes: the prompt once, and every branch."""
+        return len(self.prompt_ids) + sum(len(branch.ids) for branch in self.branches)
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that a loss reads, over all branches."""
+        return sum(int(branch.trained.sum()) for branch in self.branches)
+
+    @property
+    def num_unshared(self) -> int:
+        """Tokens of the same rows without prefix sharing: the prompt once for every branch."""
+        return sum(len(self.prompt_ids) + len(branch.ids) for branch in self.branches)
+
+    def sha(self) -> str:
+        """sha256 of the tokens and masks: equal trees score equally, whatever file they came from."""
+        digest = hashlib.sha256(np.int64(len(self.prompt_ids)).tobytes() + self.prompt_ids.astype("<i4").tobytes())
+        for branch in self.branches:
+            digest.update(np.int64(len(branch.ids)).tobytes())
+            digest.update(branch.ids.astype("<i4").tobytes())
+            digest.update(np.packbits(branch.trained).tobytes())
+        return digest.hexdigest()
