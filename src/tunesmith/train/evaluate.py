@@ -14,7 +14,7 @@ from tunesmith.engine.engine import Engine
 from tunesmith.errors import NumericsError
 from tunesmith.objectives import Objective, Result
 from tunesmith.runs.records import Record
-from tunesmith.train.machine import Machine
+from tunesmith.model.machine import Machine
 from tunesmith.train.modes import eval_mode
 from tunesmith.train.step import Batch, judge, num_read, score
 

@@ -26,7 +26,7 @@ from tunesmith.runs.records import Record, append_record, sync_records
 from tunesmith.train.checkpoint import State, remove_older, save_checkpoint
 from tunesmith.train.evaluate import check_reference, evaluate
 from tunesmith.train.identity import StageRecipe, reference_mean, stage_identity
-from tunesmith.train.machine import Machine
+from tunesmith.model.machine import Machine
 from tunesmith.train.modes import Dropout, training_mode
 from tunesmith.train.optim import Trainable, gradient_norm, make_adamw, optimizer_tensors, trainable_parameters, update
 from tunesmith.train.progress import Observer, Silent

@@ -57,9 +57,9 @@ def _is_checkpointing(model: nn.Module) -> bool:
 def _set_checkpointing(model: PreTrainedModel, wanted: bool) -> None:
     if wanted:
         # Reentrant checkpointing needs an input that wants a gradient, and LoRA's has none: lora_B would stay 0.
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     elif _is_checkpointing(model):
-        model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+        model.gradient_checkpointing_disable()
 
 
 def _set_dropout(model: PreTrainedModel, dropout: Dropout) -> None:

@@ -25,7 +25,7 @@ from tunesmith.train.checkpoint import (
     load_newest,
     path_of,
 )
-from tunesmith.train.machine import Machine
+from tunesmith.model.machine import Machine
 from tunesmith.train.optim import Trainable, restore_optimizer
 
 _REFERENCE_TOLERANCE = 1e-3

@@ -26,7 +26,7 @@ from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import Logprobs
 from tunesmith.errors import NumericsError
 from tunesmith.objectives import Objective, Result, Sum
-from tunesmith.train.machine import Machine
+from tunesmith.model.machine import Machine
 from tunesmith.train.optim import fill_gradients
 
 Array = npt.NDArray[np.float32]
@@ -152,7 +152,7 @@ def accumulate(
         with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
             logprobs = engine.logprobs(micro.batch.trees)
             logprob_N[micro.places_N] = logprobs.logprob_N.detach()
-            _loss_share(micro, logprobs, objective, count, weight_N).backward()  # type: ignore[no-untyped-call]
+            _loss_share(micro, logprobs, objective, count, weight_N).backward()
     machine.all_sum(logprob_N)
     _refuse_non_finite(batch, logprob_N)
     trained = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]

@@ -1,0 +1,63 @@
+"""The engine: trees in, log-probs out, under any Hugging Face causal model.
+
+In: a transformers model (LoRA layers may be injected) and trees. Out: log-probs of the trained tokens.
+Must not know: objectives, optimizers, files, recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from tunesmith.data.types import Tree
+from tunesmith.engine.attention import ForestLayout, use_forest_attention
+from tunesmith.engine.forest import build_forest
+from tunesmith.engine.logprobs import CHUNK_BYTES, Head, Logprobs, token_logprobs
+from tunesmith.engine.plain import plain_logprobs
+
+Backend = Literal["sdpa", "plain"]
+
+VERSION = 1
+"""Part of the reference cache's key: raise it when a change moves log-probs by more than rounding."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Engine:
+    """A model and the way its trees are computed.
+
+    backend `sdpa`: forests through the forest attention. `plain`: one branch at a time through the model's
+    own attention, for models that the parity check refuses. With `sdpa` the model stays switched to the forest
+    attention between calls; wrap generation in `ordinary_attention`.
+    """
+
+    model: PreTrainedModel
+    backend: Backend = "sdpa"
+    chunk_bytes: int = CHUNK_BYTES
+
+    def logprobs(self, trees: Sequence[Tree]) -> Logprobs:
+        """Log-probs of every trained token of `trees` as one micro-batch, in tree, branch and token order.
+
+        Keeps the autograd graph unless gradients are switched off. Modes (train, eval) are the caller's.
+        """
+        if self.backend == "plain":
+            return plain_logprobs(self.model, trees)
+        use_forest_attention(self.model)
+        forest = build_forest(trees, self.model.device)
+        hidden = self.model.base_model(
+            input_ids=forest.input_ids_T[None],
+            position_ids=forest.positions_T[None],
+            attention_mask=None,
+            use_cache=False,
+            forest_layout=ForestLayout(forest.spans),
+        ).last_hidden_state
+        source_NH = hidden[0].index_select(0, forest.source_N)
+        logprob_N = token_logprobs(source_NH, forest.target_N, Head.of(self.model), chunk_bytes=self.chunk_bytes)
+        return Logprobs(logprob_N, forest.branch_N, forest.tree_B)
+
+
+def tree_logprobs(model: PreTrainedModel, trees: Sequence[Tree]) -> Logprobs:
+    """Log-probs of trees under a Hugging Face causal model: `Engine(model).logprobs(trees)` for notebooks."""
+    return Engine(model).logprobs(trees)

@@ -1,0 +1,130 @@
+"""Adapters: new ones, loading, saving, merging; all of it peft's, with nothing lost in silence.
+
+In: a transformers model, LoRA settings or an adapter folder. Out: a peft model; the engine uses the transformers
+model inside it, whose linear layers now carry the adapter. Must not know: data, stages, training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunesmith.errors import ModelError
+from tunesmith.recipe.models import Lora
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
+    """A new adapter, in float32, whose output is 0 until it is trained; `seed` draws its first matrices."""
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            adapted: PeftModel = get_peft_model(model, config)
+        except ValueError as problem:
+            raise ModelError(
+                f"no adapter can be added: {str(problem).splitlines()[0][:200]}",
+                where="tuning.target_modules",
+                remedy="Name modules of this model, or use all-linear.",
+            ) from problem
+    return adapted
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"the adapter has no {WEIGHTS}", where=str(folder), remedy="Only safetensors adapters load.")
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as problem:
+        raise ModelError(f"the adapter cannot be read: {problem}", where=str(folder / WEIGHTS)) from problem
+
+
+def fill_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Put the weights of the adapter in `folder` into `adapted`; every name and shape must be there on both sides."""
+    weights = _read_weights(folder)
+    wanted = get_peft_model_state_dict(adapted)
+    missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    if missing or extra:
+        shown = ", ".join((missing or extra)[:2])
+        raise ModelError(
+            f"the adapter does not fit: {len(missing)} tensors are missing and {len(extra)} are left over ({shown})",
+            where=str(folder),
+            remedy="It was made for another model or other target modules; use the recipe it was trained with.",
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape:
+            raise ModelError(
+                f"the adapter's {name} is {tuple(tensor.shape)}, the recipe's would be {tuple(wanted[name].shape)}",
+                where=str(folder),
+                remedy="Set the rank r of the recipe to the adapter's, or start from the merged model.",
+            )
+    set_peft_model_state_dict(adapted, weights)
+
+
+def continue_adapter(model: PreTrainedModel, lora: Lora, folder: Path, *, seed: int) -> PeftModel:
+    """The adapter in `folder`, to be trained on. Raises ModelError where its settings are not the recipe's."""
+    saved = PeftConfig.from_pretrained(str(folder))
+    alpha = saved.to_dict().get("lora_alpha")
+    if alpha != lora.alpha:
+        raise ModelError(
+            f"the adapter has alpha {alpha}, the recipe says {lora.alpha}",
+            where=str(folder),
+            remedy="One adapter runs through all stages: give every stage the same r, alpha and target_modules.",
+        )
+    adapted = add_adapter(model, lora, seed=seed)
+    fill_adapter(adapted, folder)
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter in `folder` on `model`, frozen, for generation and merging."""
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"the folder has no {CONFIG}", where=str(folder), remedy="Give the folder of a peft adapter.")
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    adapted: PeftModel = get_peft_model(model, config)
+    fill_adapter(adapted, folder)
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(False)
+    return adapted.eval()
+
+
+def save_adapter(adapted: PeftModel, folder: Path) -> None:
+    """Write the adapter as plain peft, and read it back: every tensor there, finite, of its shape and value."""
+    adapted.save_pretrained(str(folder), safe_serialization=True)
+    written = _read_weights(folder)
+    for name, tensor in get_peft_model_state_dict(adapted).items():
+        kept = written.get(name)
+        if kept is None or kept.numel() == 0 or not torch.equal(kept, tensor.detach().cpu()):
+            raise ModelError(f"the saved adapter lost {name}", where=str(folder), remedy="Check the disk; run again.")
+
+
+def inner_model(adapted: PeftModel) -> PreTrainedModel:
+    """The transformers model that carries the adapter."""
+    model = adapted.get_base_model()
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def merged(adapted: PeftModel) -> PreTrainedModel:
+    """The model with the adapter folded into its weights; a 4-bit base is dequantized first, as it was trained."""
+    model = inner_model(adapted)
+    if model.config.to_dict().get("quantization_config") is not None:
+        model.dequantize()
+    folded = adapted.merge_and_unload(safe_merge=True)
+    assert isinstance(folded, PreTrainedModel)
+    return folded

@@ -1,0 +1,164 @@
+"""Loading base models and tokenizers: a folder, a Hugging Face id, or the embedded model.
+
+In: what the recipe says of the model. Out: a transformers model and tokenizer, in eval mode, on the device.
+safetensors only; nothing is unpickled, no code of a model's repository is run, and a weight that the file lacks
+is an error, never a fresh random one. Must not know: adapters, data, stages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.errors import ModelError
+from tunesmith.recipe.extras import need_extra
+from tunesmith.recipe.models import Model
+from tunesmith.recipe.resources import embedded
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt"]
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own warnings and progress bars: what matters in them is checked and said by us."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def model_folder(model: Model) -> Path:
+    """The local folder of a model; a Hugging Face id is downloaded (data files only) to the hub's cache first."""
+    inside = embedded(model.path)
+    folder = inside if inside is not None else Path(model.path).expanduser()
+    if folder.is_dir():
+        return folder
+    if inside is not None or folder.exists() or model.path.startswith((".", "/", "~")) or model.path.count("/") != 1:
+        raise ModelError(
+            "no such model folder",
+            where=model.path,
+            remedy="Give a folder with config.json and *.safetensors, or a Hugging Face id such as Qwen/Qwen2.5-0.5B.",
+        )
+    return _download(model)
+
+
+def _download(model: Model) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=_HUB_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as problem:
+        raise ModelError(
+            f"the model cannot be downloaded: {str(problem).splitlines()[0]}",
+            where=model.path,
+            remedy="Check the id, the network, and for gated models `hf auth login`; or give a local folder.",
+        ) from problem
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError("the folder has no config.json", where=str(folder), remedy="Give a Hugging Face model folder.")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise ModelError(
+            f"the weights are pickle files ({', '.join(pickles[:3])}), which can run code when they are read",
+            where=str(folder),
+            remedy="Convert them to safetensors first, in a sandbox if you do not trust them.",
+        )
+    raise ModelError("the folder has no weights (*.safetensors)", where=str(folder), remedy="Copy the weights there.")
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises ModelError where there is none or it has no end-of-text token."""
+    folder = model_folder(model)
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
+        raise ModelError(
+            f"the tokenizer cannot be loaded: {str(problem).splitlines()[0]}",
+            where=str(folder),
+            remedy="The folder needs tokenizer.json (and tokenizer_config.json), or the older files of its kind.",
+        ) from problem
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no end-of-text token, so a model could never learn to stop",
+            where=str(folder),
+            remedy='Name one in tokenizer_config.json, for example "eos_token": "</s>".',
+        )
+    return tokenizer
+
+
+def forward_dtype(model: Model, device: torch.device) -> torch.dtype:
+    """Type of the frozen weights and the forward: bfloat16 where the card has it, float32 on a CPU."""
+    if model.dtype != "auto":
+        return DTYPES[model.dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
+
+
+def load_model(model: Model, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in eval mode on `device`. Raises ModelError for absent, pickled, missing or left-over weights."""
+    folder = model_folder(model)
+    _check_folder(folder)
+    settings: dict[str, object] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if model.quantization == "nf4":
+        settings["quantization_config"] = _nf4(dtype)
+        settings["device_map"] = {"": device}
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            pair: tuple[PreTrainedModel, dict[str, list[str]]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
+                folder, config=config, output_loading_info=True, **settings
+            )
+            loaded, info = pair
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as problem:
+        raise ModelError(
+            f"the model cannot be loaded: {str(problem).splitlines()[0]}",
+            where=str(folder),
+            remedy="Check config.json and the weights; models that bring their own code are not run.",
+        ) from problem
+    for what, names in (("lacks", info["missing_keys"]), ("does not fit", info["mismatched_keys"])):
+        if names:
+            shown = ", ".join(sorted(str(name) for name in names)[:3])
+            raise ModelError(
+                f"the weights file {what} {len(names)} tensors of the model ({shown}); they would start at random",
+                where=str(folder),
+                remedy="The weights belong to another model or are not complete: copy them again.",
+            )
+    if model.quantization == "none":
+        loaded.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
+    loaded.eval()
+    return loaded
+
+
+def _nf4(dtype: torch.dtype) -> object:
+    need_extra("bitsandbytes", "gpu")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

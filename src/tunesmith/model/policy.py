@@ -1,0 +1,127 @@
+"""A policy: the model that a stage trains or a comparison asks, wherever its weights lie.
+
+In: where full weights and an adapter lie, and which weights are to be trained. Out: the transformers model, its
+tokenizer, and the peft wrapper where there is an adapter. Must not know: data, objectives, the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunesmith.errors import ModelError
+from tunesmith.model.adapters import add_adapter, continue_adapter, inner_model, load_adapter, merged, save_adapter
+from tunesmith.model.load import forward_dtype, load_model, load_tokenizer
+from tunesmith.recipe.models import Full, Lora, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where weights lie: a model's, and those of an adapter on it."""
+
+    full: Model
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """A loaded model; `adapted` is peft's view of the same weights where there is an adapter."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    weights: Weights
+    adapted: PeftModel | None = None
+
+    @property
+    def kind(self) -> str:
+        """What a stage's result is saved as: `adapter` or `model`."""
+        return "model" if self.adapted is None else "adapter"
+
+
+def policy_for_training(weights: Weights, tuning: Lora | Full, *, device: torch.device, seed: int) -> Policy:
+    """The policy at a stage's start, its trainable weights in float32 and everything else frozen.
+
+    An adapter is trained on as it is (one adapter runs through all stages) or, before full fine-tuning, folded in.
+    """
+    tokenizer = load_tokenizer(weights.full)
+    if isinstance(tuning, Full):
+        return _full(weights, tokenizer, device)
+    model = load_model(weights.full, device=device, dtype=forward_dtype(weights.full, device))
+    if weights.adapter is None:
+        adapted = add_adapter(model, tuning, seed=seed)
+    else:
+        adapted = continue_adapter(model, tuning, weights.adapter, seed=seed)
+    return Policy(inner_model(adapted), tokenizer, weights, adapted)
+
+
+def _full(weights: Weights, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
+    if weights.full.quantization != "none":
+        raise ModelError(
+            "4-bit weights cannot be fully fine-tuned",
+            where="tuning.kind",
+            remedy="Use `tuning: {kind: lora}`, or `model.quantization: none`.",
+        )
+    model = load_model(weights.full, device=device, dtype=torch.float32)
+    if weights.adapter is not None:
+        model = merged(load_adapter(model, weights.adapter))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return Policy(model, tokenizer, weights)
+
+
+def policy_for_reading(weights: Weights, *, device: torch.device) -> Policy:
+    """The policy as it is, frozen, in eval mode, for generation, scoring and merging."""
+    tokenizer = load_tokenizer(weights.full)
+    model = load_model(weights.full, device=device, dtype=forward_dtype(weights.full, device))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if weights.adapter is None:
+        return Policy(model, tokenizer, weights)
+    adapted = load_adapter(model, weights.adapter)
+    return Policy(inner_model(adapted), tokenizer, weights, adapted)
+
+
+def set_stop_ids(model: PreTrainedModel, stop_ids: tuple[int, ...]) -> None:
+    """Write the ids at which generation stops into the model's generation config (TRAPS 15)."""
+    generation = model.generation_config
+    assert generation is not None
+    generation.eos_token_id = list(stop_ids) if len(stop_ids) > 1 else stop_ids[0]
+    if generation.pad_token_id is None:
+        generation.pad_token_id = stop_ids[0]
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str, folder: Path) -> None:
+    """Write the tokenizer with the template that trained, so that whoever loads the result renders the same."""
+    before = tokenizer.chat_template
+    tokenizer.chat_template = chat_template
+    try:
+        tokenizer.save_pretrained(str(folder))
+    finally:
+        tokenizer.chat_template = before
+
+
+def save_policy(policy: Policy, folder: Path, *, stop_ids: tuple[int, ...], chat_template: str) -> None:
+    """Write what was trained, the tokenizer with its template, and the stop ids into `folder`.
+
+    An adapter folder is plain peft, a model folder plain transformers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    set_stop_ids(policy.model, stop_ids)
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        if policy.adapted is None:
+            policy.model.save_pretrained(str(folder), safe_serialization=True)
+        else:
+            save_adapter(policy.adapted, folder)
+            assert policy.model.generation_config is not None
+            policy.model.generation_config.save_pretrained(str(folder))
+    finally:
+        log.setLevel(level)
+    save_tokenizer(policy.tokenizer, chat_template, folder)

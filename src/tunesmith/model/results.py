@@ -1,0 +1,119 @@
+"""What a stage made, and how to find it again: result.json in the stage's folder.
+
+In: a run folder and a stage's name. Out: where its weights lie. Must not know: training, torch.
+
+Paths inside the run are kept relative to it, so a run folder can be moved.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.errors import RunFolderError
+from tunesmith.model.policy import Weights
+from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.models import Model, Recipe
+from tunesmith.runs.atomic import write_json
+from tunesmith.runs.folder import RunFolder, open_run
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """A finished stage: its weights, its length, and the ids at which its answers end."""
+
+    stage: str
+    method: str
+    weights: Weights
+    num_steps: int
+    stop_ids: tuple[int, ...]
+    inputs_sha: str
+
+
+def _inside(run: RunFolder, path: str) -> str:
+    """`path` relative to the run where it lies in it."""
+    resolved = Path(path).resolve()
+    return str(resolved.relative_to(run.path.resolve())) if resolved.is_relative_to(run.path.resolve()) else path
+
+
+def write_result(run: RunFolder, result: StageResult, *, weights_sha: str, template_sha: str) -> None:
+    """Write result.json, the last file of a stage: it is there only when everything else is."""
+    full, adapter = result.weights.full, result.weights.adapter
+    in_run = _inside(run, full.path) != full.path
+    write_json(
+        run.stage(result.stage).result_path,
+        {
+            "stage": result.stage,
+            "method": result.method,
+            "kind": "model" if adapter is None else "adapter",
+            "full": {**full.model_dump(), "path": _inside(run, full.path)},
+            "full_in_run": in_run,
+            "adapter": None if adapter is None else _inside(run, str(adapter)),
+            "num_steps": result.num_steps,
+            "stop_ids": list(result.stop_ids),
+            "inputs_sha256": result.inputs_sha,
+            "weights_sha256": weights_sha,
+            "template_sha256": template_sha,
+        },
+    )
+
+
+def read_result(run: RunFolder, stage: str) -> StageResult:
+    """The result of a finished stage. Raises RunFolderError where it is not finished or cannot be read."""
+    path = run.stage(stage).result_path
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        full = Model.model_validate(content["full"])
+        if content["full_in_run"]:
+            full = full.model_copy(update={"path": str(run.path / full.path)})
+        adapter = content["adapter"]
+        return StageResult(
+            content["stage"],
+            content["method"],
+            Weights(full, None if adapter is None else run.path / adapter),
+            int(content["num_steps"]),
+            tuple(content["stop_ids"]),
+            str(content["inputs_sha256"]),
+        )
+    except FileNotFoundError as problem:
+        finished = [name for name in run.stage_names() if run.stage(name).result_path.is_file()]
+        remedy = f"Finished stages: {', '.join(finished) or 'none'}. `tunesmith run` goes on where the run stopped."
+        raise RunFolderError(f"the stage {stage!r} has no result", where=str(run.path), remedy=remedy) from problem
+    except (ValueError, KeyError, TypeError, OSError) as problem:
+        raise RunFolderError(f"cannot be read: {problem}", where=str(path), remedy="Run the stage again.") from problem
+
+
+def run_recipe_of(run: RunFolder) -> Recipe:
+    """The resolved recipe that lies in the run."""
+    return load_recipe(run.recipe_path).recipe
+
+
+def stage_weights(run: RunFolder, stage: str | None) -> tuple[str, Weights]:
+    """Name and weights of a stage: `base`, a stage's name, or None for the last finished one."""
+    recipe = run_recipe_of(run)
+    if stage == BASE:
+        return BASE, Weights(recipe.model)
+    names = [each.name for each in recipe.stages]
+    if stage is None:
+        finished = [name for name in names if run.stage(name).result_path.is_file()]
+        stage = finished[-1] if finished else names[-1]
+    if stage not in names:
+        remedy = f"The run has: {', '.join([BASE, *names])}."
+        raise RunFolderError(f"there is no stage {stage!r}", where=str(run.path), remedy=remedy)
+    return stage, read_result(run, stage).weights
+
+
+def weights_at(text: str) -> Weights | None:
+    """Weights named by a path: `runs/x`, `runs/x:sft`, a model folder; None for an adapter folder or none of these.
+
+    An adapter folder alone does not say which base it belongs to in a way that can be trusted: the caller knows.
+    """
+    path, _, stage = text.partition(":")
+    if (Path(path) / "manifest.json").is_file() and (Path(path) / "recipe.yaml").is_file():
+        return stage_weights(open_run(path), stage or None)[1]
+    if (Path(text) / "config.json").is_file():
+        return Weights(Model(path=text))
+    return None

@@ -1,0 +1,129 @@
+"""The check: everything about a run that can be known before training, on the user's own model and rows.
+
+In: a loaded recipe. Out: a report of named lines. Nothing is written. Must not know: the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.data.render import Renderer
+from tunesmith.engine.parity import check_parity
+from tunesmith.errors import TunesmithError
+from tunesmith.model.machine import Machine
+from tunesmith.model.policy import Policy, Weights, policy_for_training
+from tunesmith.pipeline.prepare import PreparedRun, prepare_run
+from tunesmith.pipeline.starts import start_weights
+from tunesmith.recipe.load import LoadedRecipe
+from tunesmith.recipe.models import Recipe
+from tunesmith.runs.atomic import free_bytes
+from tunesmith.runs.folder import RunFolder
+
+Verdict = Literal["ok", "warning", "error"]
+GIB = 2**30
+MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckLine:
+    """One thing that was checked, and what came out."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """All lines; prints itself through rich."""
+
+    lines: list[CheckLine] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True where a run would start."""
+        return all(line.verdict != "error" for line in self.lines)
+
+    def add(self, subject: str, text: str, verdict: Verdict = "ok") -> None:
+        """Append a line."""
+        self.lines.append(CheckLine(subject, verdict, text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table.grid(padding=(0, 2))
+        for line in self.lines:
+            mark, colour = MARKS[line.verdict]
+            table.add_row(Text(mark, style=colour), Text(line.subject, style="bold"), Text(line.text))
+        yield table
+        yield Text("Ready to run." if self.ok else "A run would stop at the lines marked ✗.", style="bold")
+
+
+def check_recipe(loaded: LoadedRecipe) -> CheckReport:
+    """Check recipe, data, template, stop token, parity and disk. Errors of the user's become lines, not exceptions."""
+    recipe = loaded.recipe
+    report = CheckReport()
+    report.add("recipe", f"{loaded.source}: {len(recipe.stages)} stages, run folder {_folder(recipe).path}")
+    try:
+        prepared = prepare_run(recipe)
+        _data_lines(report, prepared)
+        _template_lines(report, prepared.renderer)
+        _stage_lines(report, recipe, prepared, Machine.detect(recipe.threads))
+    except TunesmithError as problem:
+        report.add("stopped", problem.message(), "error")
+    return report
+
+
+def _folder(recipe: Recipe) -> RunFolder:
+    return RunFolder(Path(recipe.runs_folder) / recipe.name)
+
+
+def _data_lines(report: CheckReport, prepared: PreparedRun) -> None:
+    for name, stage in prepared.stages.items():
+        for note in stage.notes:
+            report.add(f"data {name}", note, "warning" if note.startswith("WARNING") else "ok")
+        trees = [*stage.train, *stage.heldout]
+        tokens, unshared = sum(tree.num_tokens for tree in trees), sum(tree.num_unshared for tree in trees)
+        sides = f"{len(stage.train)} training, {len(stage.heldout)} held-out, {len(stage.replay)} replay rows"
+        saved = f", {1 - tokens / unshared:.0%} saved by sharing prompts" if unshared > tokens else ""
+        trained = sum(tree.num_trained for tree in trees)
+        report.add(f"data {name}", f"{sides}; {tokens:,} tokens, {trained:,} of them trained{saved}")
+
+
+def _template_lines(report: CheckReport, renderer: Renderer) -> None:
+    ending = renderer.shape.ending
+    report.add("template", f"{renderer.template.name}, sha256 {renderer.template.sha[:12]}")
+    tokens = ", ".join(f"{renderer.tokenizer.convert_ids_to_tokens(each)} ({each})" for each in renderer.stop_ids)
+    report.add("stop token", f"answers end in {ending!r}, which is trained; generation stops at {tokens}")
+
+
+def _stage_lines(report: CheckReport, recipe: Recipe, prepared: PreparedRun, machine: Machine) -> None:
+    """Parity on every stage's rows, and the room that checkpoints need. Stages that start from an unfinished one
+    are checked on the base, whose shapes they share."""
+    run = _folder(recipe)
+    need = 0
+    for index, stage in enumerate(recipe.stages):
+        finished = (
+            stage.start != "previous" or index == 0 or run.stage(recipe.stages[index - 1].name).result_path.is_file()
+        )
+        weights = start_weights(recipe, index, run) if finished else Weights(recipe.model)
+        policy = policy_for_training(weights, stage.tuning, device=machine.device, seed=recipe.seed)
+        rows = prepared.stages[stage.name]
+        parity = check_parity(policy.model, [*rows.train, *rows.heldout, *rows.replay])
+        text = parity.line().removeprefix("parity: ")
+        report.add(f"parity {stage.name}", text, "ok" if parity.passed else "warning")
+        need += (
+            (stage.keep_checkpoints + 2) * 3 * trained_bytes(policy)
+        )  # weights and two moments, one more in the making
+    free = free_bytes(run.path)
+    verdict: Verdict = "ok" if free > need else "error"
+    report.add("disk", f"{need / GIB:.2f} GiB for checkpoints and results, {free / GIB:.1f} GiB free", verdict)
+
+
+def trained_bytes(policy: Policy) -> int:
+    """Bytes of the trained weights in float32."""
+    return sum(4 * parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)

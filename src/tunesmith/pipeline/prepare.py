@@ -1,0 +1,42 @@
+"""Everything of a run that is known before a weight is loaded: tokenizer, template, trees, ledger.
+
+In: a recipe. Out: for every stage its trees, and the notes that a person should read. Raises DataError and
+ModelError. Must not know: training, run folders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tunesmith.data.ledger import Ledger
+from tunesmith.data.prepare import Prepared, prepare_stage
+from tunesmith.data.render import Renderer
+from tunesmith.data.template import choose_template
+from tunesmith.model.load import load_tokenizer
+from tunesmith.recipe.models import Recipe
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedRun:
+    """A run's stages in trees. `renderers` and `stages` go by the stage's name."""
+
+    renderers: dict[str, Renderer]
+    stages: dict[str, Prepared]
+
+    @property
+    def renderer(self) -> Renderer:
+        """Of the first stage; all stages share tokenizer and template."""
+        return next(iter(self.renderers.values()))
+
+    def ledger(self) -> Ledger:
+        """One entry for every row that any stage read."""
+        return Ledger(entry for prepared in self.stages.values() for entry in prepared.ledger)
+
+
+def prepare_run(recipe: Recipe) -> PreparedRun:
+    """Read, split and render the rows of every stage."""
+    tokenizer = load_tokenizer(recipe.model)
+    template = choose_template(tokenizer, recipe.model.chat_template)
+    renderers = {stage.name: Renderer(tokenizer, template, stage.max_length) for stage in recipe.stages}
+    stages = {stage.name: prepare_stage(stage, renderers[stage.name]) for stage in recipe.stages}
+    return PreparedRun(renderers, stages)

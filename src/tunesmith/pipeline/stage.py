@@ -1,0 +1,148 @@
+"""One stage of a run: start weights -> parity -> reference -> training -> result, each on disk when it is done.
+
+In: the recipe's stage and its trees. Out: the stage's folder, with result.json as its last file.
+Must not know: what is compared afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunesmith.data.prepare import Prepared
+from tunesmith.data.render import Renderer
+from tunesmith.data.types import Tree
+from tunesmith.engine.engine import VERSION, Engine
+from tunesmith.engine.parity import checked_engine
+from tunesmith.engine.reference import default_cache_folder, reference_logprobs
+from tunesmith.errors import ResumeError
+from tunesmith.model.fingerprint import weights_sha
+from tunesmith.model.machine import Machine
+from tunesmith.model.policy import Policy, Weights, policy_for_training, save_policy
+from tunesmith.model.results import StageResult, read_result, write_result
+from tunesmith.objectives import Objective, objective_of
+from tunesmith.pipeline.starts import weights_sha_on_disk
+from tunesmith.recipe.models import CompletionStage, DpoStage, SftStage
+from tunesmith.runs.atomic import publish_folder
+from tunesmith.runs.folder import RunFolder
+from tunesmith.train.loop import References, train_stage
+from tunesmith.train.progress import Observer
+
+RecipeStage = SftStage | CompletionStage | DpoStage
+
+CADENCE = {"save_every", "eval_every", "keep_checkpoints", "forest_tokens", "gradient_checkpointing"}
+"""Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StageJob:
+    """A stage to be run: its settings, its rows, where it starts, and who watches."""
+
+    stage: RecipeStage
+    prepared: Prepared
+    renderer: Renderer
+    weights: Weights
+    run: RunFolder
+    seed: int
+    machine: Machine
+    observer: Observer
+
+    @property
+    def trees(self) -> list[Tree]:
+        """All rows of the stage."""
+        return [*self.prepared.train, *self.prepared.heldout, *self.prepared.replay]
+
+
+def inputs_sha(job: StageJob) -> str:
+    """sha256 over everything that the stage's result depends on."""
+    settings = {name: value for name, value in job.stage.model_dump(mode="json").items() if name not in CADENCE}
+    content = {
+        "settings": settings,
+        "seed": job.seed,
+        "start": weights_sha_on_disk(job.weights),
+        "template": job.renderer.template.sha,
+        "rows": [tree.sha() for tree in job.trees],
+        "sides": [len(job.prepared.train), len(job.prepared.heldout), len(job.prepared.replay)],
+        "engine": VERSION,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def is_finished(job: StageJob, inputs: str) -> bool:
+    """True where the folder holds the result of exactly these inputs; ResumeError where it holds another's."""
+    if not job.run.stage(job.stage.name).result_path.is_file():
+        return False
+    if read_result(job.run, job.stage.name).inputs_sha == inputs:
+        return True
+    raise ResumeError(
+        "the finished stage was trained on other rows, weights or settings than the recipe gives now",
+        where=f"stage {job.stage.name}",
+        remedy="Give the run another `name`; nothing was changed.",
+    )
+
+
+def run_stage(job: StageJob) -> None:
+    """Train a stage to its end, or go on where it stopped; a finished stage with the same inputs is left as it is."""
+    inputs = inputs_sha(job)
+    if is_finished(job, inputs):
+        job.observer.noted(f"stage {job.stage.name}: finished before, with the same inputs; not run again")
+        return
+    policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
+    engine, report = checked_engine(policy.model, job.trees)
+    job.observer.noted(report.line())
+    objective = objective_of(job.stage)
+    outcome = train_stage(
+        engine=engine,
+        stage=job.stage,
+        objective=objective,
+        train=job.prepared.train,
+        heldout=job.prepared.heldout,
+        replay=job.prepared.replay,
+        references=_references(job, engine, objective),
+        folder=job.run.stage(job.stage.name),
+        seed=job.seed,
+        machine=job.machine,
+        observer=job.observer,
+        inputs={"start": weights_sha_on_disk(job.weights), "template": job.renderer.template.sha},
+    )
+    _save(job, policy, num_steps=outcome.result_step, inputs=inputs)
+
+
+def _references(job: StageJob, engine: Engine, objective: Objective) -> References | None:
+    """Log-probs of training and held-out rows under the policy as it is now, which is the stage's reference."""
+    if not objective.needs_reference:
+        return None
+    trees = [*job.prepared.train, *job.prepared.heldout]
+    scores, cached = reference_logprobs(
+        engine,
+        trees,
+        forest_tokens=job.stage.forest_tokens or job.machine.forest_tokens,
+        fingerprint=weights_sha(engine.model),
+        cache_folder=default_cache_folder(),
+    )
+    source = "from the cache, 16 rows recomputed and equal" if cached else "computed once, cached for later runs"
+    job.observer.noted(f"reference: the policy at the start of this stage, {len(trees)} rows {source}")
+    num_train = len(job.prepared.train)
+    return scores[:num_train], scores[num_train:]
+
+
+def _save(job: StageJob, policy: Policy, *, num_steps: int, inputs: str) -> None:
+    """Publish the trained weights in one rename, then result.json."""
+    folder = job.run.stage(job.stage.name)
+    target = folder.model_path if policy.adapted is None else folder.adapter_path
+    with publish_folder(target) as temporary:
+        template = job.renderer.template.source
+        save_policy(policy, temporary, stop_ids=job.renderer.stop_ids, chat_template=template)
+    weights = _result_weights(job.weights, policy, target)
+    result = StageResult(job.stage.name, job.stage.method, weights, num_steps, job.renderer.stop_ids, inputs)
+    write_result(job.run, result, weights_sha=weights_sha_on_disk(weights), template_sha=job.renderer.template.sha)
+    job.observer.noted(f"stage {job.stage.name}: done, {policy.kind} in {target}")
+
+
+def _result_weights(start: Weights, policy: Policy, target: Path) -> Weights:
+    if policy.adapted is not None:
+        return replace(start, adapter=target)
+    full = start.full.model_copy(update={"path": str(target), "revision": None, "quantization": "none"})
+    return Weights(full)
