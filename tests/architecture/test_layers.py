@@ -1,0 +1,75 @@
+"""A module imports from the layers below it and from its own package only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.architecture.source import PACKAGE, Module, imports, modules
+
+# From the top down; packages of one row never import each other. web and synth have their place before they exist.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("__init__", "__main__"),  # the public names, and the command
+    ("cli",),
+    ("web",),
+    ("pipeline",),
+    ("train", "comparison", "export", "serve", "synth"),
+    ("objectives", "sample"),
+    ("engine",),
+    ("model",),
+    ("data",),
+    ("runs",),
+    ("recipe",),
+    ("errors", "version"),
+)
+DEPTH = {package: depth for depth, layer in enumerate(LAYERS) for package in layer}
+WITHOUT_TORCH = ("data", "runs", "recipe", "errors", "version", "cli")
+HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pandas")
+
+
+def ours(name: str) -> str | None:
+    """`tunesmith.data.types.Row` -> `data`; None for what is not ours."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "tunesmith" and len(parts) > 1 else None
+
+
+def test_every_package_has_its_layer() -> None:
+    assert {module.package for module in modules("src")} <= set(DEPTH)
+
+
+@pytest.mark.parametrize("module", modules("src"), ids=lambda module: module.name)
+def test_imports_point_down(module: Module) -> None:
+    wrong = []
+    for line, name in imports(module, typing_too=True):
+        package = ours(name)
+        if package is None or package == module.package:
+            continue
+        if package not in DEPTH or DEPTH[package] <= DEPTH[module.package]:
+            wrong.append(f"{module.name}:{line}: {module.package} must not import {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in modules("src") if module.package in WITHOUT_TORCH], ids=lambda module: module.name
+)
+def test_the_lower_layers_import_no_torch(module: Module) -> None:
+    found = [
+        f"{module.name}:{line}: imports {name}"
+        for line, name in imports(module, typing_too=False)
+        if name.split(".")[0] in HEAVY
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_nothing_below_model_brings_torch_along() -> None:
+    files = [module.path.relative_to(PACKAGE.parent) for module in modules("src") if module.package in WITHOUT_TORCH]
+    names = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

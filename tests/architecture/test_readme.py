@@ -1,0 +1,75 @@
+"""Every command that the README and the docs show exists, with its options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.architecture.source import PROJECT
+from tunesmith.cli.main import cli
+from tunesmith.recipe.resources import shipped_recipes
+
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^\s*(?:\$ )?(tunesmith|make)((?: +[^#\n`]*)?)(?:\s+#.*)?$")
+
+
+def shown_commands(page: Path) -> list[str]:
+    """The lines of code blocks, fenced or indented, and the code spans that begin with one of our commands."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += [line for line in text.splitlines() if line.startswith("    ")]
+    lines += re.findall(r"`((?:tunesmith|make) [^`\n]+)`", text)
+    return [" ".join((match[1] + match[2]).split()) for line in lines if (match := COMMAND.match(line))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for shown in shown_commands(page):
+        words = shlex.split(shown.replace("...", ""))
+        if words[0] == "make":
+            assert words[1:] and words[1] in targets, f"{page.name}: `{shown}`: no such target"
+        else:
+            parse(words[1:], f"{page.name}: `{shown}`")
+
+
+def parse(words: list[str], where: str) -> None:
+    """Parse a command line down to its command, without running it."""
+    command: click.Command = cli
+    given = list(words)
+    while isinstance(command, click.Group) and given and not given[0].startswith("-"):
+        name = given.pop(0)
+        assert name in command.commands, f"{where}: no such command {name!r}"
+        command = command.commands[name]
+    try:
+        with command.make_context(command.name, [word for word in given if word != "--debug"]):
+            pass
+    except (click.exceptions.Exit, click.exceptions.NoArgsIsHelpError):
+        return  # --help, --version and bare groups print and end
+    except click.ClickException as error:
+        raise AssertionError(f"{where}: {error.format_message()}") from None
+
+
+def test_the_readme_shows_the_two_commands() -> None:
+    shown = shown_commands(PAGES[0])
+    assert "make quickstart" in shown
+    assert "make test" in shown
+
+
+def test_a_wrong_command_is_found() -> None:
+    with pytest.raises(AssertionError, match="no such command 'trian'"):
+        parse(["trian", "x"], "page")
+    with pytest.raises(AssertionError, match="--stge"):
+        parse(["chat", "runs/x", "--stge", "dpo"], "page")
+
+
+def test_recipes_that_are_named_are_shipped() -> None:
+    for shown in shown_commands(PAGES[0]):
+        match = re.match(r"tunesmith (?:run|check|recipe explain) ([a-z][\w.-]*)(?: |$)", shown)
+        if match and not match[1].endswith((".yaml", ".yml")):
+            assert match[1] in shipped_recipes(), shown
