@@ -80,17 +80,29 @@ def _turns(render: Render, shape: TurnShape, prompt: Conversation, answer: Conve
 def _turn(render: Render, shape: TurnShape, history: Conversation, answer: Message) -> _Turn:
     before = render(history, True)
     full = render((*history, answer), False)
-    if not full.startswith(before):
-        raise RowError("the template's generation prompt does not stand before this answer", fatal=True)
-    body = full[len(before) :]
-    if not body.endswith(shape.tail):
-        raise RowError(f"the template ends this answer by {body[-20:]!r} and others by {shape.tail!r}", fatal=True)
-    inner = body[: len(body) - len(shape.tail)]
+    if not full.endswith(shape.tail):
+        raise RowError(f"the template ends this answer by {full[-20:]!r} and others by {shape.tail!r}", fatal=True)
+    full = full.removesuffix(shape.tail)
     content = answer.content
-    forms = (content, content.rstrip(), content.lstrip(), content.strip())
-    if not any(inner in (form, shape.lead + form) for form in forms):
-        raise RowError(f"the template changes the answer: {_short(content)} became {_short(inner)}", fatal=True)
-    return _Turn(before, before + inner + shape.ending)
+    for form in (content, content.rstrip(), content.lstrip(), content.strip()):
+        inner = _written(before, full, form, shape.lead)
+        if inner is not None:
+            return _Turn(before, before + inner + shape.ending)
+    raise RowError(f"the template changes the answer: {_short(content)} became {_short(full)}", fatal=True)
+
+
+def _written(before: str, full: str, form: str, lead: str) -> str | None:
+    """What stands after the prompt in this turn if the answer was written in this form; None if it was not.
+
+    The prompt may hold the answer's first characters (`<think>`), or the template may show another prompt
+    once the answer is there (Mistral moves the system message): what inference renders counts.
+    """
+    if not full.endswith(form):
+        return None
+    if not full.startswith(before):
+        return lead + form if full.endswith(lead + form) else None
+    inner = full[len(before) :]
+    return inner if inner in (form, lead + form) or len(inner) < len(form) else None
 
 
 def _chained(turns: list[_Turn]) -> bool:

@@ -57,15 +57,9 @@ class _Account:
     notes: list[str] = field(default_factory=list)
 
     def enter(
-        self,
-        row: Row | Example,
-        source: Source,
-        split: Split,
-        outcome: Outcome,
-        reason: str,
-        trees: Sequence[Tree] = (),
+        self, row: Row | Example, source: Source, split: Split, *, dropped: str = "", trees: Sequence[Tree] = ()
     ) -> None:
-        """One row's fate."""
+        """One row's fate: its trees, or the reason why it was dropped."""
         self.ledger.append(
             LedgerEntry(
                 id=row.id,

@@ -54,12 +54,15 @@ class TurnShape:
 
     `lead` is not part of the prompt that inference renders, so the model has to produce it and it is
     trained (Qwen3's empty think block). `ending`, the head of the tail up to the token `stop_id`, is trained.
+    `extra` is the other way round: part of the inference prompt that is left out once the answer is there
+    (the think block of DeepSeek-R1); answers are trained after it, as inference sees them.
     """
 
     lead: str
     tail: str
     ending: str
     stop_id: int
+    extra: str = ""
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> ChatTemplate:
@@ -139,21 +142,22 @@ def probe_turn(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Tu
     full = render_text(
         tokenizer, template, (*question, Message("assistant", PROBE_ANSWER)), add_generation_prompt=False
     )
-    if not full.startswith(prompt):
+    head, found, tail = full.rpartition(PROBE_ANSWER)
+    if not found:
+        raise ModelError("the answer is not in the rendered conversation", where=template.name)
+    if not head.startswith(prompt) and not prompt.startswith(head):
         raise ModelError(
             f"the generation prompt is not what stands before an answer: inference would see "
-            f"{prompt[-60:]!r}, a trained answer stands in {full[-100:]!r}",
+            f"{prompt[-60:]!r}, a trained answer stands after {head[-60:]!r}",
             where=template.name,
             remedy="Give a `chat_template` file whose generation prompt is the head of an assistant turn.",
         )
-    lead, found, tail = full[len(prompt) :].rpartition(PROBE_ANSWER)
-    if not found:
-        raise ModelError("the answer is not in the rendered conversation", where=template.name)
+    lead, extra = head[len(prompt) :], prompt[len(head) :]
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if tokenizer.bos_token_id is not None and list(ids)[:2] == [tokenizer.bos_token_id] * 2:
         raise ModelError("the template writes the BOS token twice", where=template.name)
     ending, stop_id = _ending(tokenizer, template, tail)
-    return TurnShape(lead, tail, ending, stop_id)
+    return TurnShape(lead, tail, ending, stop_id, extra)
 
 
 def _ending(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, tail: str) -> tuple[str, int]:
