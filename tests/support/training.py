@@ -1,0 +1,189 @@
+"""Tiny stages for tests of the loop: engine, trees, references, recipe stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tests.support.models import tiny_model
+from tests.support.trees import random_tree
+from tunesmith.data.types import Tree
+from tunesmith.engine.engine import Engine
+from tunesmith.engine.logprobs import Logprobs
+from tunesmith.model.adapters import add_adapter
+from tunesmith.objectives import Objective, Result, Sum, objective_of
+from tunesmith.recipe.models import DpoStage, Full, Lora, SftStage, Source
+from tunesmith.runs.folder import StageFolder
+from tunesmith.train.loop import References, StageOutcome, train_stage
+from tunesmith.model.machine import Machine
+from tunesmith.train.progress import Observer
+from tunesmith.train.step import Batch, num_read, score
+
+VOCABULARY = 96
+MACHINE = Machine.cpu()
+
+# Eight rows of unequal length; prompt, branches, untrained tokens at each branch's start.
+SHAPES = [
+    (3, 9, 4, 0),
+    (40, 2, 3, 0),
+    (1, 1, 12, 0),
+    (7, 20, 5, 2),
+    (12, 3, 3, 1),
+    (5, 31, 30, 0),
+    (2, 4, 1, 0),
+    (60, 7, 2, 0),
+]
+
+
+def pair_trees(count: int = 8) -> list[Tree]:
+    """Pairs, their shapes from SHAPES in turn."""
+    shapes = [SHAPES[number % len(SHAPES)] for number in range(count)]
+    return [
+        random_tree(prompt, (a, b), vocabulary=VOCABULARY, seed=number, untrained=untrained)
+        for number, (prompt, a, b, untrained) in enumerate(shapes)
+    ]
+
+
+def answer_trees(count: int = 8) -> list[Tree]:
+    """The same with the first answer alone."""
+    return [Tree(tree.id, tree.prompt_ids, tree.branches[:1]) for tree in pair_trees(count)]
+
+
+def text_trees(count: int = 8) -> list[Tree]:
+    """Texts without a prompt: the first token is marked as trained and cannot be."""
+    lengths = [3, 17, 2, 40, 9, 5, 28, 11]
+    return [random_tree(0, (lengths[number % 8],), vocabulary=VOCABULARY, seed=100 + number) for number in range(count)]
+
+
+def lora_engine(*, dropout: float = 0.0, moved: bool = False, family: str = "llama", **config: Any) -> Engine:
+    """A tiny model with an adapter; `moved`: its second matrices are not 0 any more, so the policy is not the base."""
+    model = tiny_model(family, **config)
+    adapted = add_adapter(model, Lora(r=4, dropout=dropout), seed=0)
+    inner = adapted.base_model.model
+    assert isinstance(inner, PreTrainedModel)
+    if moved:
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for name, parameter in inner.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.05, generator=generator)
+    return Engine(inner)
+
+
+def full_engine(family: str = "llama", **config: Any) -> Engine:
+    """A tiny model, all of it trained."""
+    return Engine(tiny_model(family, **config))
+
+
+def references_of(engine: Engine, trees: Sequence[Tree]) -> list[np.ndarray]:
+    """Log-probs of each tree under the engine's model as it is."""
+    batch = Batch(trees)
+    training = engine.model.training
+    engine.model.eval()
+    logprob_N = score(engine, batch, forest_tokens=200, machine=MACHINE)
+    engine.model.train(training)
+    return [part.numpy() for part in torch.split(logprob_N, [sum(num_read(tree)) for tree in trees])]
+
+
+def noisy_references(trees: Sequence[Tree]) -> list[np.ndarray]:
+    """References that are nobody's, so that margins are far from 0."""
+    draw = np.random.default_rng(5)
+    return [(-3 * draw.random(sum(num_read(tree)))).astype(np.float32) for tree in trees]
+
+
+def sft_stage(**changes: Any) -> SftStage:
+    """A short SFT stage."""
+    values: dict[str, Any] = {"name": "sft", "train": [Source(path="x")], "learning_rate": 1e-2, "batch_size": 4}
+    return SftStage(**(values | {"forest_tokens": 90, "tuning": Lora(r=4)} | changes))
+
+
+def dpo_stage(**changes: Any) -> DpoStage:
+    """A short DPO stage."""
+    values: dict[str, Any] = {"name": "dpo", "train": [Source(path="x")], "learning_rate": 5e-3, "batch_size": 4}
+    return DpoStage(**(values | {"forest_tokens": 90, "tuning": Lora(r=4)} | changes))
+
+
+def spread_objective() -> Objective:
+    """A coupled method made up for tests: the squared distance of each pair's margin from the step's mean margin.
+
+    No tree's loss can be known without all others, so it must go through the two-phase form.
+    """
+
+    def function(logprobs: Logprobs) -> Result:
+        policy_PK = logprobs.per_branch().view(-1, 2)
+        margin_P = policy_PK[:, 0] - policy_PK[:, 1]
+        loss = 0.01 * ((margin_P - margin_P.mean()) ** 2).sum()
+        return Result(Sum(loss, float(len(margin_P))), {"margin": Sum(margin_P.sum(), float(len(margin_P)))})
+
+    return Objective("spread", function, lambda tree: 1, num_answers=2, separable=False)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A stage in a folder that can be run, broken off and run again, each time from the same start."""
+
+    folder: Path
+    stage: SftStage | DpoStage
+    family: str = "llama"
+    dropout: float = 0.1
+    num_train: int = 11
+
+    def engine(self) -> Engine:
+        """A fresh model with the stage's starting weights."""
+        if isinstance(self.stage.tuning, Full):
+            return full_engine(self.family)
+        return lora_engine(dropout=self.dropout, moved=True, family=self.family)
+
+    def run(self, observer: Observer | None = None, engine: Engine | None = None) -> tuple[StageOutcome, Engine]:
+        """Run, or go on."""
+        engine = engine or self.engine()
+        trees = pair_trees(self.num_train + 4) if isinstance(self.stage, DpoStage) else answer_trees(self.num_train + 4)
+        train, heldout = trees[: self.num_train], trees[self.num_train :]
+        references: References | None = None
+        if isinstance(self.stage, DpoStage):
+            references = (references_of(engine, train), references_of(engine, heldout))
+        outcome = train_stage(
+            engine=engine,
+            stage=self.stage,
+            objective=objective_of(self.stage),
+            train=train,
+            heldout=heldout,
+            replay=text_trees(5) if isinstance(self.stage, SftStage) and self.stage.replay else (),
+            references=references,
+            folder=StageFolder(self.folder),
+            seed=3,
+            machine=MACHINE,
+            observer=observer,
+            inputs={"base": "abc"},
+        )
+        return outcome, engine
+
+
+def weights_of(engine: Engine) -> dict[str, Tensor]:
+    """Copies of the trained weights."""
+    return {name: p.detach().clone() for name, p in engine.model.named_parameters() if p.requires_grad}
+
+
+def gradients_of(engine: Engine) -> dict[str, Tensor]:
+    """Copies of the gradients; the weights' own are dropped."""
+    found = {name: p.grad.clone() for name, p in engine.model.named_parameters() if p.grad is not None}
+    engine.model.zero_grad(set_to_none=True)
+    return found
+
+
+def assert_gradients_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    """Every tensor's difference is at most `tolerance` of the tensor's own norm."""
+    assert found.keys() == expected.keys()
+    largest = max(float(tensor.norm()) for tensor in expected.values())
+    assert largest > 0
+    for name, tensor in expected.items():
+        difference = float((found[name].double() - tensor.double()).norm())
+        # a tensor whose gradient is rounding beside the others' (a bias under a softmax) has no relative error
+        assert difference <= tolerance * max(float(tensor.norm()), 1e-4 * largest), name
