@@ -1,0 +1,103 @@
+"""Compare the stages of a run: base, SFT, SFT + DPO side by side, with intervals and a verdict.
+
+In: a run folder whose stages are done. Out: compare/summary.json, compare/answers.jsonl and report.html in it.
+Must not know: training, the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from tunesmith.comparison.collect import collect
+from tunesmith.comparison.figures import style_rule
+from tunesmith.comparison.report import write_report
+from tunesmith.comparison.rows import Rows, compared_rows
+from tunesmith.comparison.summary import answered, as_json, summarize
+from tunesmith.comparison.table import print_summary
+from tunesmith.errors import RunFolderError
+from tunesmith.model.stage import LoadedStage, load_stage
+from tunesmith.recipe.load import load_recipe
+from tunesmith.recipe.models import DpoStage, Recipe
+from tunesmith.runs.atomic import disk_errors, write_json, write_text
+from tunesmith.runs.folder import RunFolder, open_run
+
+BASE = "base"
+
+
+def compare_run(
+    run: Path, *, console: Console | None = None, load: Callable[[Path, str | None], LoadedStage] = load_stage
+) -> Path:
+    """Measure the base and every finished stage of `run`; returns the path of report.html.
+
+    Raises RunFolderError where no stage is finished. Figures that cannot be computed are null, with a reason.
+    """
+    console = console or Console()
+    folder = open_run(run)
+    recipe = load_recipe(folder.recipe_path).recipe
+    names, notes = stage_names(folder, recipe)
+    reference = reference_name(recipe)
+    if recipe.compare.style is not None:
+        style_rule(recipe.compare.style)  # a wrong pattern fails before anything is generated
+
+    def rows_of(stage: LoadedStage) -> Rows:
+        positions = stage.model.config.get_text_config().to_dict().get("max_position_embeddings")
+        return compared_rows(
+            recipe,
+            stage.renderer,
+            max_new_tokens=recipe.compare.max_new_tokens,
+            max_positions=positions if isinstance(positions, int) else None,
+        )
+
+    records, rows = collect(
+        names,
+        reference if reference in names else None,
+        load=lambda name: load(folder.path, name),
+        rows_of=rows_of,
+        compare=recipe.compare,
+        seed=recipe.seed,
+        say=lambda line: console.print(line, style="dim", markup=False, highlight=False),
+    )
+    summary = summarize(recipe, records, rows, reference=reference, notes=notes)
+    answers = answered(recipe.compare, records, rows)
+    with disk_errors(folder.summary_path):
+        folder.summary_path.parent.mkdir(exist_ok=True)
+    lines = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in answers)
+    write_text(folder.summary_path.with_name("answers.jsonl"), lines)
+    write_json(folder.summary_path, as_json(summary))
+    write_report(folder, recipe, summary, answers)
+    print_summary(summary, console)
+    return folder.report_path
+
+
+def stage_names(folder: RunFolder, recipe: Recipe) -> tuple[list[str], list[str]]:
+    """`base` and the finished stages in the recipe's order, and a note on each that is not finished."""
+    finished = [stage.name for stage in recipe.stages if folder.stage(stage.name).result_path.is_file()]
+    if not finished:
+        remedy = "Finish it first: `tunesmith run RECIPE` goes on where it stopped."
+        raise RunFolderError("no stage of the run is finished.", where=str(folder.path), remedy=remedy)
+    notes = [
+        f"Stage {stage.name!r} is not finished and was left out."
+        for stage in recipe.stages
+        if stage.name not in finished
+    ]
+    return [BASE, *finished], notes
+
+
+def reference_name(recipe: Recipe) -> str | None:
+    """The stage that figures are taken against: the policy that the last preference stage started from.
+
+    Without a preference stage it is the base. None where that policy is not part of the run.
+    """
+    numbers = [number for number, stage in enumerate(recipe.stages) if isinstance(stage, DpoStage)]
+    if not numbers:
+        return BASE
+    number = numbers[-1]
+    start = recipe.stages[number].start
+    if start == "previous":
+        return recipe.stages[number - 1].name if number else BASE
+    return BASE if start == BASE else None
