@@ -8,8 +8,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.architecture.source import CODE_FOLDERS, PROJECT, Module, imports, modules
 
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
@@ -30,29 +28,40 @@ PLACES = re.compile(
 )
 
 
-@pytest.mark.parametrize("module", modules("src"), ids=lambda module: module.name)
-def test_nothing_is_pickled(module: Module) -> None:
-    wrong = [line for line, name in imports(module, typing_too=True) if name.split(".")[0] in PICKLES | LOADERS]
-    wrong += [line for line, name in imports(module, typing_too=True) if name in LOADERS]
-    wrong += [
-        node.lineno
+def test_nothing_is_pickled() -> None:
+    wrong = [f"{module.name}:{line}" for module in modules("src") for line in pickles(module)]
+    assert not wrong, f"{wrong} read or write pickles (TRAPS S1 to S3); use safetensors or JSON"
+
+
+def test_remote_code_is_never_trusted() -> None:
+    wrong = [f"{module.name}:{line}" for module in modules(*CODE_FOLDERS) for line in trusting(module.tree)]
+    assert not wrong, f"{wrong} trust remote code (TRAPS S4)"
+
+
+def test_no_bare_except() -> None:
+    wrong = [
+        f"{module.name}:{node.lineno}"
+        for module in modules("src")
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in LOADERS
+        if isinstance(node, ast.ExceptHandler) and node.type is None
     ]
-    wrong += [line for line, name, value in settings(module.tree) if name == "allow_pickle" and value]
-    assert not wrong, f"{module.name}: lines {wrong} read or write pickles (TRAPS S1 to S3); use safetensors or JSON"
+    assert not wrong, f"bare except in {wrong}"
 
 
-@pytest.mark.parametrize("module", modules(*CODE_FOLDERS), ids=lambda module: module.name)
-def test_remote_code_is_never_trusted(module: Module) -> None:
-    wrong = [line for line, name, value in settings(module.tree) if name == "trust_remote_code" and value]
-    assert not wrong, f"{module.name}: lines {wrong} trust remote code (TRAPS S4)"
+def pickles(module: Module) -> Iterator[int]:
+    """Lines that import a pickle module, touch one of torch's loaders, or allow numpy to unpickle."""
+    for line, name in imports(module, typing_too=True):
+        if name.split(".")[0] in PICKLES or name in LOADERS:
+            yield line
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in LOADERS:
+            yield node.lineno
+    yield from (line for line, name, value in settings(module.tree) if name == "allow_pickle" and value)
 
 
-@pytest.mark.parametrize("module", modules("src"), ids=lambda module: module.name)
-def test_no_bare_except(module: Module) -> None:
-    wrong = [node.lineno for node in ast.walk(module.tree) if isinstance(node, ast.ExceptHandler) and node.type is None]
-    assert not wrong, f"{module.name}: bare except in lines {wrong}"
+def trusting(tree: ast.AST) -> Iterator[int]:
+    """Lines that set trust_remote_code to anything but a literal false."""
+    return (line for line, name, value in settings(tree) if name == "trust_remote_code" and value)
 
 
 def test_no_places_of_one_machine() -> None:
@@ -81,10 +90,13 @@ def settings(tree: ast.AST) -> Iterator[tuple[int, str, object]]:
                 yield node.lineno, ast.unparse(target).split(".")[-1], node.value.value
 
 
-def test_the_search_for_settings() -> None:
-    code = "f(trust_remote_code=True)\nx = {'trust_remote_code': True}\nc.trust_remote_code = True\nf(g=trust)\n"
-    found = [line for line, name, value in settings(ast.parse(code)) if name == "trust_remote_code" and value]
-    assert sorted(found) == [1, 2, 3]
+def test_what_the_searches_find() -> None:
+    code = "f(trust_remote_code=True)\nx = {'trust_remote_code': 1}\nc.trust_remote_code = True\n"
+    code += "f(trust_remote_code=False)\n"
+    assert sorted(trusting(ast.parse(code))) == [1, 2, 3]
+    code = "import pickle\nfrom torch import load\ntorch.load(f)\nnp.load(f, allow_pickle=True)\n"
+    code += "safetensors.torch.load(f)\n"
+    assert sorted(pickles(Module(PROJECT / "x.py", code, ast.parse(code)))) == [1, 2, 3, 4]
 
 
 def tracked() -> list[Path]:
