@@ -57,7 +57,7 @@ CASES = {
 }
 
 
-# GPT-2 is float64 throughout; Llama's norm rounds to float32 whatever the weights are, so differences of its loss are noisy.
+# GPT-2 is float64 throughout. Llama's norm rounds to float32 whatever the weights are, so its loss is noisy.
 GPT2 = {"n_positions": 128}
 
 

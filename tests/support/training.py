@@ -18,11 +18,11 @@ from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import Logprobs
 from tunesmith.model.adapters import add_adapter
+from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective, Result, Sum, objective_of
 from tunesmith.recipe.models import DpoStage, Full, Lora, SftStage, Source
 from tunesmith.runs.folder import StageFolder
 from tunesmith.train.loop import References, StageOutcome, train_stage
-from tunesmith.model.machine import Machine
 from tunesmith.train.progress import Observer
 from tunesmith.train.step import Batch, num_read, score
 
@@ -135,11 +135,16 @@ class Trial:
     dropout: float = 0.1
     num_train: int = 11
 
+    @property
+    def config(self) -> dict[str, int]:
+        """Room for the longest rows where positions are learned."""
+        return {"n_positions": 128} if self.family == "gpt2" else {}
+
     def engine(self) -> Engine:
         """A fresh model with the stage's starting weights."""
         if isinstance(self.stage.tuning, Full):
-            return full_engine(self.family)
-        return lora_engine(dropout=self.dropout, moved=True, family=self.family)
+            return full_engine(self.family, **self.config)
+        return lora_engine(dropout=self.dropout, moved=True, family=self.family, **self.config)
 
     def run(self, observer: Observer | None = None, engine: Engine | None = None) -> tuple[StageOutcome, Engine]:
         """Run, or go on."""

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from tunesmith.errors import ModelError
 
 Dropout = Literal["model", "adapter", "off"]
 """model: every dropout that the model and its adapter define; adapter: the adapter's alone; off: none."""
@@ -38,28 +42,27 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training_mode(model: PreTrainedModel, *, dropout: Dropout, gradient_checkpointing: bool) -> Iterator[None]:
-    """The modes of a stage: its dropouts, and checkpointing of activations where it is wanted."""
-    before = _is_checkpointing(model)
+    """The modes of a stage: its dropouts, and checkpointing of activations where it is wanted.
+
+    Raises ModelError where the model's layers cannot be checkpointed.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if gradient_checkpointing and not layers:
+        where, remedy = type(model).__name__, "Set `gradient_checkpointing: false`."
+        raise ModelError("this model's layers have no gradient checkpointing.", where=where, remedy=remedy)
+    before = [layer.gradient_checkpointing for layer in layers]
     with restored_modes(model):
-        _set_checkpointing(model, gradient_checkpointing)
+        for layer in layers:
+            layer.gradient_checkpointing = gradient_checkpointing
+            # Not transformers' own switch: it makes the embeddings want a gradient, and leaves them so. Reentrant
+            # checkpointing would need that, and without it leave lora_B at 0; this kind does not.
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
         _set_dropout(model, dropout)
         try:
             yield
         finally:
-            _set_checkpointing(model, before)
-
-
-def _is_checkpointing(model: nn.Module) -> bool:
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    return any(layer.gradient_checkpointing for layer in layers)
-
-
-def _set_checkpointing(model: PreTrainedModel, wanted: bool) -> None:
-    if wanted:
-        # Reentrant checkpointing needs an input that wants a gradient, and LoRA's has none: lora_B would stay 0.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    elif _is_checkpointing(model):
-        model.gradient_checkpointing_disable()
+            for layer, value in zip(layers, before, strict=True):
+                layer.gradient_checkpointing = value
 
 
 def _set_dropout(model: PreTrainedModel, dropout: Dropout) -> None:

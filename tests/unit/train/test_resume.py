@@ -1,0 +1,250 @@
+"""R1, R3, R6: a stage that was broken off goes on as if it had never stopped, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+
+from tests.support.training import Trial, dpo_stage, sft_stage, weights_of
+from tunesmith.errors import ResumeError, StoppedError
+from tunesmith.recipe.models import DpoStage, Full, Lora, Replay, SftStage, Source
+from tunesmith.runs.atomic import sha256_file
+from tunesmith.runs.records import Value, read_records
+from tunesmith.train.checkpoint import MANIFEST, OPTIMIZER, STATE, WEIGHTS, list_steps
+from tunesmith.train.loop import StageOutcome
+from tunesmith.train.progress import Silent
+
+# 11 rows, 4 a step: 3 steps an epoch (the last has 3 rows), 9 steps
+LORA = Lora(r=4, dropout=0.1)
+REPLAY = Replay(sources=[Source(path="y")], examples_per_step=2)
+CADENCE = {"epochs": 3, "eval_every": 2, "save_every": 2, "keep_checkpoints": 3}
+STAGES: dict[str, tuple[SftStage | DpoStage, str]] = {
+    "sft, lora, dropout": (sft_stage(tuning=LORA, replay=REPLAY, **CADENCE), "llama"),
+    "sft, full, dropout": (sft_stage(tuning=Full(), learning_rate=1e-3, weight_decay=0.1, **CADENCE), "gpt2"),
+    "dpo, lora, dropout": (dpo_stage(tuning=LORA, **CADENCE), "llama"),
+    "dpo, full": (dpo_stage(tuning=Full(), learning_rate=1e-3, **CADENCE), "llama"),
+}
+
+
+class Crash(Silent):
+    """Breaks off after a step, as a power cut would: nothing is saved."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def stepped(self, record: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        if record["step"] == self._step:
+            raise ConnectionAbortedError
+
+
+class Kill(Silent):
+    """Sends this process a signal after a step."""
+
+    def __init__(self, step: int, number: signal.Signals, times: int = 1) -> None:
+        self._step, self._number, self._times = step, number, times
+
+    def stepped(self, record: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        for _ in range(self._times if record["step"] == self._step else 0):
+            os.kill(os.getpid(), self._number)
+
+
+class Notes(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def noted(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@cache
+def unbroken(name: str) -> tuple[Trial, StageOutcome]:
+    stage, family = STAGES[name]
+    trial = Trial(Path(mkdtemp()), stage, family)
+    return trial, trial.run()[0]
+
+
+def assert_same_end(trial: Trial, whole: Trial) -> None:
+    """Bytes of records, weights and moments are equal; the records have each step once."""
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert (trial.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    last = "checkpoints/step-9"
+    for name in (WEIGHTS, OPTIMIZER, STATE):
+        assert sha256_file(trial.folder / last / name) == sha256_file(whole.folder / last / name)
+    assert [record["step"] for record in read_records(trial.folder / "metrics.jsonl")] == list(range(1, 10))
+
+
+@pytest.mark.parametrize("crash", [3, 5])  # goes on from step 2, in the middle of epoch 1; from 4, in the middle of 2
+@pytest.mark.parametrize("name", STAGES)
+def test_resumed_equals_unbroken_bit_by_bit(tmp_path: Path, name: str, crash: int) -> None:
+    whole, expected = unbroken(name)
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(crash))
+    outcome, engine = trial.run()
+    assert outcome == replace(expected, resumed_step=crash - 1)
+    assert_same_end(trial, whole)
+    assert all(p.isfinite().all() for p in weights_of(engine).values())
+
+
+def test_resumed_at_the_end_of_an_epoch_and_twice(tmp_path: Path) -> None:
+    """save_every is no part of the result: with 3 the saves are at the epochs' ends."""
+    whole, _ = unbroken("sft, lora, dropout")
+    stage = whole.stage.model_copy(update={"save_every": 3})
+    trial = replace(whole, folder=tmp_path, stage=stage)
+    for crash in (4, 7, 8):
+        with pytest.raises(ConnectionAbortedError):
+            trial.run(Crash(crash))
+    assert trial.run()[0].resumed_step == 6
+    assert_same_end(trial, whole)
+
+
+def test_crash_before_the_first_save_starts_again(tmp_path: Path) -> None:
+    whole, _ = unbroken("dpo, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(1))
+    assert trial.run()[0].resumed_step == 0
+    assert_same_end(trial, whole)
+
+
+def test_finished_stage_only_loads_its_weights(tmp_path: Path) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    shutil.copytree(whole.folder, tmp_path / "stage")
+    trial = replace(whole, folder=tmp_path / "stage")
+    outcome, engine = trial.run(Crash(1))  # no step runs, so it does not crash
+    assert (outcome.resumed_step, outcome.result_step) == (9, 9)
+    _, again = trial.run()
+    start = weights_of(trial.engine())
+    for name, weight in weights_of(engine).items():
+        assert weight.equal(weights_of(again)[name])
+        assert not weight.equal(start[name])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 15), (signal.SIGINT, 2)])
+def test_signal_finishes_the_step_saves_and_goes_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError, match="stopped after step 3 of 9; it is saved") as caught:
+        trial.run(Kill(3, number))
+    assert caught.value.signal_number == code
+    assert signal.getsignal(number) is before
+    assert list_steps(tmp_path / "checkpoints")[-1] == 3
+    assert trial.run()[0].resumed_step == 3
+    assert_same_end(trial, whole)
+
+
+def test_second_signal_stops_at_once_and_stays_consistent(tmp_path: Path) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(StoppedError, match="at once"):
+        trial.run(Kill(3, signal.SIGINT, times=2))
+    assert list_steps(tmp_path / "checkpoints") == [2]
+    trial.run()
+    assert_same_end(trial, whole)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, STATE, MANIFEST])
+def test_damaged_newest_checkpoint_goes_back_loudly_and_ends_equal(tmp_path: Path, name: str) -> None:
+    whole, _ = unbroken("dpo, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(7))
+    (tmp_path / "checkpoints" / "step-6" / name).unlink()
+    notes = Notes()
+    outcome, _ = trial.run(notes)
+    assert outcome.resumed_step == 4
+    assert any("step-6" in text and name in text for text in notes.texts)
+    assert_same_end(trial, whole)
+
+
+def test_a_removed_record_is_not_passed_over(tmp_path: Path) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(5))
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(b"".join(metrics.read_bytes().splitlines(keepends=True)[1:]))
+    with pytest.raises(ResumeError, match=r"metrics\.jsonl: has 3 records for the 4 steps"):
+        trial.run()
+
+
+def test_torn_last_record_is_made_again(tmp_path: Path) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(5))
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-9])
+    trial.run()
+    assert_same_end(trial, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learning_rate": 0.5}, "stage.learning_rate: 0.01 there, 0.5 now"),
+        ({"batch_size": 5}, "stage.batch_size: 4 there, 5 now"),
+        ({"tuning": Lora(r=4, alpha=8.0)}, "stage.tuning"),
+        ({"schedule": "linear"}, "stage.schedule: 'cosine' there, 'linear' now"),
+        ({"epochs": 1}, "is past the 3 steps"),
+    ],
+)
+def test_changed_recipe_is_refused_and_nothing_changes(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    shutil.copytree(whole.folder, tmp_path / "stage")
+    before = {path: path.read_bytes() for path in (tmp_path / "stage").rglob("*") if path.is_file()}
+    trial = replace(whole, folder=tmp_path / "stage", stage=whole.stage.model_copy(update=change))
+    with pytest.raises(ResumeError) as caught:
+        trial.run()
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 3
+    assert before == {path: path.read_bytes() for path in (tmp_path / "stage").rglob("*") if path.is_file()}
+
+
+def test_changed_rows_are_refused(tmp_path: Path) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    shutil.copytree(whole.folder, tmp_path / "stage")
+    with pytest.raises(ResumeError, match=r"rows\.train: '11, sha256 [\s\S]* now"):
+        replace(whole, folder=tmp_path / "stage", num_train=10).run()
+
+
+def test_another_reference_is_refused(tmp_path: Path) -> None:
+    """TRAPS 42: going on from trained weights as if they were the start would move the reference."""
+    whole, _ = unbroken("dpo, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(5))
+    with pytest.raises(ResumeError, match="the reference is another model: its mean log-prob moved by"):
+        trial.run(engine=whole.run()[1])
+
+
+def test_more_steps_go_on_and_say_so(tmp_path: Path) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    shutil.copytree(whole.folder, tmp_path / "stage")
+    stage = whole.stage.model_copy(update={"epochs": 4})
+    notes = Notes()
+    outcome, _ = replace(whole, folder=tmp_path / "stage", stage=stage).run(notes)
+    assert (outcome.resumed_step, outcome.result_step) == (9, 12)
+    assert any("had 9 steps and has 12 now" in text for text in notes.texts)
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    left = tmp_path / "checkpoints" / ".tmp-step-4-123"
+    left.mkdir(parents=True)
+    (left / WEIGHTS).write_bytes(b"half")
+    trial.run()
+    assert not left.exists()
+    assert_same_end(trial, whole)
