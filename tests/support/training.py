@@ -146,7 +146,9 @@ class Trial:
             return full_engine(self.family, **self.config)
         return lora_engine(dropout=self.dropout, moved=True, family=self.family, **self.config)
 
-    def run(self, observer: Observer | None = None, engine: Engine | None = None) -> tuple[StageOutcome, Engine]:
+    def run(
+        self, observer: Observer | None = None, engine: Engine | None = None, machine: Machine = MACHINE
+    ) -> tuple[StageOutcome, Engine]:
         """Run, or go on."""
         engine = engine or self.engine()
         trees = pair_trees(self.num_train + 4) if isinstance(self.stage, DpoStage) else answer_trees(self.num_train + 4)
@@ -164,7 +166,7 @@ class Trial:
             references=references,
             folder=StageFolder(self.folder),
             seed=3,
-            machine=MACHINE,
+            machine=machine,
             observer=observer,
             inputs={"base": "abc"},
         )

@@ -12,9 +12,9 @@ import torch
 
 from tunesmith.engine.engine import Engine
 from tunesmith.errors import NumericsError
+from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective, Result
 from tunesmith.runs.records import Record
-from tunesmith.model.machine import Machine
 from tunesmith.train.modes import eval_mode
 from tunesmith.train.step import Batch, judge, num_read, score
 

@@ -19,6 +19,7 @@ from tunesmith.data.plan import num_steps, replay_examples, step_examples
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.errors import NumericsError, RecipeError, ResourceError, StoppedError
+from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective
 from tunesmith.recipe.models import Lora, SftStage
 from tunesmith.runs.folder import StageFolder
@@ -26,7 +27,6 @@ from tunesmith.runs.records import Record, append_record, sync_records
 from tunesmith.train.checkpoint import State, remove_older, save_checkpoint
 from tunesmith.train.evaluate import check_reference, evaluate
 from tunesmith.train.identity import StageRecipe, reference_mean, stage_identity
-from tunesmith.model.machine import Machine
 from tunesmith.train.modes import Dropout, training_mode
 from tunesmith.train.optim import Trainable, gradient_norm, make_adamw, optimizer_tensors, trainable_parameters, update
 from tunesmith.train.progress import Observer, Silent

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import ResumeError
+from tunesmith.model.machine import Machine
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import truncate_records
 from tunesmith.train.checkpoint import (
@@ -25,7 +26,6 @@ from tunesmith.train.checkpoint import (
     load_newest,
     path_of,
 )
-from tunesmith.model.machine import Machine
 from tunesmith.train.optim import Trainable, restore_optimizer
 
 _REFERENCE_TOLERANCE = 1e-3

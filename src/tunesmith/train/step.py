@@ -25,8 +25,8 @@ from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import Logprobs
 from tunesmith.errors import NumericsError
-from tunesmith.objectives import Objective, Result, Sum
 from tunesmith.model.machine import Machine
+from tunesmith.objectives import Objective, Result, Sum
 from tunesmith.train.optim import fill_gradients
 
 Array = npt.NDArray[np.float32]
