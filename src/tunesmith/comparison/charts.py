@@ -7,32 +7,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tunesmith.comparison.statistics import Estimate
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 400.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 92.0, 14.0, 34.0
+WIDTH, HEIGHT = 340.0, 200.0
+LEFT, RIGHT, TOP, BOTTOM = 42.0, 94.0, 10.0, 30.0
 """Margins: the right one holds the lines' names, which stand at their ends instead of in a legend."""
-LABEL_GAP = 14.0
+LABEL_GAP = 15.0
 """Least distance between two names, so that they never overlap."""
 MAX_POINTS = 400
-"""More points than this are thinned to means of neighbours; the chart is 262 units wide."""
+"""More points than this are thinned to means of neighbours; the plot is 200 units wide."""
 NUM_SMOOTHED = 40
 """Lines of more points than this are drawn as a running mean over the single steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: its name, its points, and the class that colours it. `marked` draws every point (evaluations)."""
+    """One line: its name, its points, and the class that colours it.
+
+    `marked` draws every point (evaluations); `noisy` lines of many points are smoothed.
+    """
 
     label: str
     points: Sequence[Point]
     css: str
     marked: bool = False
+    noisy: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +76,14 @@ class Chart:
 
 def line_chart(title: str, series: Sequence[Series], *, unit: str, note: str = "") -> Chart | None:
     """A chart of `series` over steps; None where no series has a finite point."""
-    kept = [Series(one.label, thinned(finite(one.points)), one.css, one.marked) for one in series]
+    kept = [replace(one, points=thinned(finite(one.points))) for one in series]
     kept = [one for one in kept if one.points]
     if not kept:
         return None
     xs = [x for one in kept for x, _ in one.points]
     ys = [y for one in kept for _, y in one.points]
     x_ticks, y_ticks = nice_ticks(min(0.0, min(xs)), max(xs), 4), nice_ticks(min(ys), max(ys), 4)
-    x_range, y_range = (x_ticks[0], max(x_ticks[-1], max(xs))), (y_ticks[0], y_ticks[-1])
+    x_range, y_range = (x_ticks[0], max(max(xs), x_ticks[0] + 1)), (y_ticks[0], y_ticks[-1])
 
     def place(point: Point) -> Point:
         return (
@@ -88,7 +92,10 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str, note: str = "
         )
 
     drawn = [(one, [place(point) for point in one.points]) for one in kept]
-    means = [smoothed(points) if len(points) > NUM_SMOOTHED and not one.marked else points for one, points in drawn]
+    means = [
+        smoothed(points) if one.noisy and not one.marked and len(points) > NUM_SMOOTHED else points
+        for one, points in drawn
+    ]
     label_ys = spread([points[-1][1] for points in means], gap=LABEL_GAP, low=TOP, high=HEIGHT - BOTTOM)
     lines = tuple(
         Line(
@@ -99,7 +106,7 @@ def line_chart(title: str, series: Sequence[Series], *, unit: str, note: str = "
             dots=tuple(points) if one.marked or len(points) == 1 else (),
             label_y=round(label_y, 1),
             end=mean[-1],
-            last=short(one.points[-1][1]),
+            last=short(one.points[-1][1], digits=3),
         )
         for (one, points), mean, label_y in zip(drawn, means, label_ys, strict=True)
     )
@@ -191,14 +198,15 @@ def spread(places: Sequence[float], *, gap: float, low: float, high: float) -> l
     return moved
 
 
-def short(value: float) -> str:
-    """A number for an axis: at most four digits, with a real minus sign."""
+def short(value: float, *, digits: int = 4) -> str:
+    """A number for an axis or a label, with a real minus sign; powers of ten below 0.01 and from 100,000 on."""
     if value == 0:
         return "0"
-    if abs(value) < 1e-3 or abs(value) >= 1e5:
+    if abs(value) < 0.01 or abs(value) >= 1e5:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
-    text = f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+        text = f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    else:
+        text = f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
     return text.replace("-", "−")
 
 

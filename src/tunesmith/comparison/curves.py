@@ -15,14 +15,15 @@ Records = Sequence[Mapping[str, Value]]
 TRAINED, HELDOUT = "trained", "held out"
 
 
-def stage_charts(metrics: Records, evaluations: Records, *, is_preference: bool) -> list[Chart]:
+def stage_charts(metrics: Records, evaluations: Records, *, is_preference: bool, has_replay: bool) -> list[Chart]:
     """The charts of one stage; those without a record are left out."""
     heldout = [Series(HELDOUT, points(evaluations, "loss"), "heldout", marked=True)]
     unit = "nats a pair" if is_preference else "nats a token"
-    charts = [line_chart("Loss", [Series(TRAINED, points(metrics, "loss"), "trained"), *heldout], unit=unit)]
+    note = "The trained line includes the replayed text, the held-out one does not." if has_replay else ""
+    charts = [line_chart("Loss", [Series(TRAINED, points(metrics, "loss"), "trained"), *heldout], unit=unit, note=note)]
     if is_preference:
         charts += _preference_charts(metrics, evaluations)
-    charts.append(line_chart("Learning rate", [Series("rate", points(metrics, "lr"), "plain")], unit="per step"))
+    charts.append(line_chart("Learning rate", [Series("rate", points(metrics, "lr"), "plain", noisy=False)], unit=""))
     charts.append(
         line_chart("Gradient norm", [Series("norm", points(metrics, "grad_norm"), "plain")], unit="before clipping")
     )

@@ -65,11 +65,11 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         "preference_accuracy_wrong_answer",
-        "… where the rejected answer is wrong",
+        "Wrong-answer pairs ranked right",
         "share",
         "higher",
-        "The same, on pairs whose rejected answer is false and not only in another style. They are not part of the "
-        "figure above.",
+        "The same share, on pairs whose rejected answer is false and not merely in another style (tag `kind: value`). "
+        "They are not part of the figure above.",
     ),
     Figure(
         "logprob_accuracy",
@@ -183,7 +183,7 @@ def stage_values(record: StageRecord, reference: StageRecord | None, rows: Rows,
 
 
 _IS_REFERENCE = "this stage is the reference"
-_NO_REFERENCE = "the reference is not a stage of this run"
+_NO_REFERENCE = "the reference is a stage that is not finished"
 
 
 def _question_values(record: StageRecord, rows: Rows, compare: Compare) -> dict[str, Values]:

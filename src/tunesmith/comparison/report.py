@@ -21,7 +21,7 @@ from tunesmith.comparison.figures import FIGURES, Figure
 from tunesmith.comparison.summary import Answered, Summary
 from tunesmith.comparison.words import interval, number
 from tunesmith.data.ledger import LedgerEntry, read_parquet
-from tunesmith.recipe.models import DpoStage, Recipe
+from tunesmith.recipe.models import DpoStage, Recipe, SftStage
 from tunesmith.runs.atomic import write_text
 from tunesmith.runs.folder import RunFolder
 from tunesmith.runs.records import read_records
@@ -172,6 +172,7 @@ def _stage_views(folder: RunFolder, recipe: Recipe, summary: Summary) -> list[St
             read_records(files.metrics_path),
             read_records(files.eval_path),
             is_preference=isinstance(stage, DpoStage),
+            has_replay=isinstance(stage, SftStage) and stage.replay is not None,
         )
         what = f"{stage.method}, {'LoRA' if stage.tuning.kind == 'lora' else 'all weights'}"
         beta = f", beta {stage.beta:g}" if isinstance(stage, DpoStage) else ""
@@ -183,7 +184,7 @@ def _stage_views(folder: RunFolder, recipe: Recipe, summary: Summary) -> list[St
 def _unmeasured(summary: Summary) -> list[tuple[str, str]]:
     """Figures that no stage has, with the reason."""
     rows = [row for row in figure_rows(summary) if all(cell.reason for cell in row.cells)]
-    return [(row.figure.title.removeprefix("… "), row.cells[0].reason) for row in rows]
+    return [(row.figure.title, row.cells[0].reason) for row in rows]
 
 
 def _versions(folder: RunFolder) -> list[tuple[str, str]]:

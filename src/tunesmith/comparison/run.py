@@ -19,14 +19,17 @@ from tunesmith.comparison.report import write_report
 from tunesmith.comparison.rows import Rows, compared_rows
 from tunesmith.comparison.summary import answered, as_json, summarize
 from tunesmith.comparison.table import print_summary
-from tunesmith.errors import RunFolderError
+from tunesmith.data.render import Renderer
+from tunesmith.data.template import choose_template
+from tunesmith.errors import ModelError, RunFolderError
+from tunesmith.model.machine import Machine
+from tunesmith.model.policy import Weights, policy_for_reading
+from tunesmith.model.results import BASE, weights_at
 from tunesmith.model.stage import LoadedStage, load_stage
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.models import DpoStage, Recipe
 from tunesmith.runs.atomic import disk_errors, write_json, write_text
 from tunesmith.runs.folder import RunFolder, open_run
-
-BASE = "base"
 
 
 def compare_run(
@@ -41,6 +44,8 @@ def compare_run(
     recipe = load_recipe(folder.recipe_path).recipe
     names, notes = stage_names(folder, recipe)
     reference = reference_name(recipe)
+    if reference not in names and reference not in {stage.name for stage in recipe.stages}:
+        names.insert(1, reference)  # where the preference stage started from, outside of this run
     if recipe.compare.style is not None:
         style_rule(recipe.compare.style)  # a wrong pattern fails before anything is generated
 
@@ -53,10 +58,11 @@ def compare_run(
             max_positions=positions if isinstance(positions, int) else None,
         )
 
+    inside = {BASE, *(stage.name for stage in recipe.stages)}
     records, rows = collect(
         names,
         reference if reference in names else None,
-        load=lambda name: load(folder.path, name),
+        load=lambda name: load(folder.path, name) if name in inside else load_start(name, recipe),
         rows_of=rows_of,
         compare=recipe.compare,
         seed=recipe.seed,
@@ -88,10 +94,10 @@ def stage_names(folder: RunFolder, recipe: Recipe) -> tuple[list[str], list[str]
     return [BASE, *finished], notes
 
 
-def reference_name(recipe: Recipe) -> str | None:
+def reference_name(recipe: Recipe) -> str:
     """The stage that figures are taken against: the policy that the last preference stage started from.
 
-    Without a preference stage it is the base. None where that policy is not part of the run.
+    Without a preference stage it is the base; where the stage starts outside of the run, what its `start` says.
     """
     numbers = [number for number, stage in enumerate(recipe.stages) if isinstance(stage, DpoStage)]
     if not numbers:
@@ -100,4 +106,17 @@ def reference_name(recipe: Recipe) -> str | None:
     start = recipe.stages[number].start
     if start == "previous":
         return recipe.stages[number - 1].name if number else BASE
-    return BASE if start == BASE else None
+    return start
+
+
+def load_start(start: str, recipe: Recipe) -> LoadedStage:
+    """The adapter, model or run that a stage started from, rendered as in this run."""
+    is_adapter = (Path(start) / "adapter_config.json").is_file()
+    weights = Weights(recipe.model, Path(start)) if is_adapter else weights_at(start)
+    if weights is None:
+        remedy = "It was there when the run started; put it back, or compare the run on that machine."
+        raise ModelError("the adapter, model or run that a stage started from is gone.", where=start, remedy=remedy)
+    policy = policy_for_reading(weights, device=Machine.detect(recipe.threads).device)
+    template = choose_template(policy.tokenizer, recipe.model.chat_template)
+    renderer = Renderer(policy.tokenizer, template, max(stage.max_length for stage in recipe.stages))
+    return LoadedStage(start, policy, renderer, renderer.stop_ids)

@@ -49,7 +49,7 @@ class Summary:
 
     run: str
     seed: int
-    reference: str | None
+    reference: str
     num_prompts: int
     num_pairs: int
     compare: Compare
@@ -85,12 +85,12 @@ class Answered:
 
 
 def summarize(
-    recipe: Recipe, records: Sequence[StageRecord], rows: Rows, *, reference: str | None, notes: Sequence[str] = ()
+    recipe: Recipe, records: Sequence[StageRecord], rows: Rows, *, reference: str, notes: Sequence[str] = ()
 ) -> Summary:
     """Figures, differences and verdict from the stages' records."""
     sampling = Sampling(recipe.compare.bootstrap_samples, recipe.seed)
     by_name = {record.name: record for record in records}
-    held = None if reference is None else by_name.get(reference)
+    held = by_name.get(reference)
     values = {record.name: stage_values(record, held, rows, recipe.compare) for record in records}
     stages = {name: all_estimates(raw, sampling) for name, raw in values.items()}
     names = list(by_name)
@@ -133,7 +133,7 @@ def as_json(summary: Summary) -> dict[str, object]:
             {"stage": entry.stage, "against": entry.against, "figures": _plain(entry.figures)}
             for entry in summary.differences
         ],
-        "verdict": [asdict(verdict) for verdict in summary.verdicts],
+        "verdict": [_verdict_json(verdict) for verdict in summary.verdicts],
         "pairs": asdict(summary.pairs),
         "notes": list(summary.notes),
     }
@@ -173,6 +173,17 @@ def _difference(stage: str, against: str, values: Mapping[str, Mapping[str, Valu
 def _verdict(difference: Difference, stages: Mapping[str, Mapping[str, Estimate]]) -> Verdict:
     found = findings(difference, stages)
     return Verdict(difference.stage, difference.against, headline(difference, found), tuple(found))
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, object]:
+    return {
+        "stage": verdict.stage,
+        "against": verdict.against,
+        "sentence": verdict.sentence,
+        "findings": [
+            {"figure": finding.key, "outcome": finding.outcome, "text": finding.text} for finding in verdict.findings
+        ],
+    }
 
 
 def _plain(figures: Mapping[str, Estimate]) -> dict[str, object]:

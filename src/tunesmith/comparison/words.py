@@ -14,6 +14,9 @@ from tunesmith.comparison.statistics import Estimate
 
 Outcome = Literal["better", "worse", "open"]
 
+NBSP = "\u00a0"
+"""Between a number and its unit, so that a line never ends between them."""
+
 HEADLINE = ("exact_accuracy", "style_share", "preference_accuracy", "preference_accuracy_wrong_answer")
 """Figures that the verdict speaks of. The others explain them and stand in the table."""
 
@@ -29,13 +32,22 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the verdict. `open`: this many prompts cannot tell the two stages apart."""
+    """One line of the verdict, in words. `open`: this many prompts cannot tell the two stages apart."""
 
-    stage: str
-    against: str
     key: str
     outcome: Outcome
-    text: str
+    title: str
+    before: str
+    after: str
+    change: str
+    spread: str
+    conclusion: str
+
+    @property
+    def text(self) -> str:
+        """The whole line."""
+        spread = f" (95 % interval {self.spread})" if self.spread else ""
+        return f"{self.title}: {self.before} → {self.after}, {self.change}{spread}: {self.conclusion}."
 
 
 def number(value: float | None, unit: Unit) -> str:
@@ -43,8 +55,8 @@ def number(value: float | None, unit: Unit) -> str:
     if value is None:
         return "–"
     if unit == "share":
-        return f"{_plain(100 * value, 1)} %"
-    return f"{_plain(value, 2 if unit == 'nats' else 1)} {unit}"
+        return f"{_plain(100 * value, 1)}{NBSP}%"
+    return f"{_plain(value, 2 if unit == 'nats' else 1)}{NBSP}{unit}"
 
 
 def bare_number(value: float | None, unit: Unit) -> str:
@@ -67,7 +79,7 @@ def change(value: float, unit: Unit) -> str:
     """A difference with its sign; shares differ in points."""
     sign = "+" if value > 0 else ""
     if unit == "share":
-        return f"{sign}{_plain(100 * value, 1)} points"
+        return f"{sign}{_plain(100 * value, 1)}{NBSP}points"
     return f"{sign}{number(value, unit)}"
 
 
@@ -88,20 +100,20 @@ def findings(difference: Difference, stages: Mapping[str, Mapping[str, Estimate]
         delta = difference.figures[key]
         if delta.value is None or after.method == "exact":
             continue
-        figure = FIGURE[key]
-        outcome = outcome_of(delta)
-        thing = "pairs" if key.startswith("preference") else "prompts"
-        words = {
-            "better": "better",
-            "worse": "worse",
-            "open": f"no difference that {delta.num} {thing} can show",
-        }
-        spread = "" if delta.low is None else f" (95 % interval {_signed_interval(delta, figure)})"
-        text = (
-            f"{figure.title.removeprefix('… ')}: {number(before.value, figure.unit)} → "
-            f"{number(after.value, figure.unit)}, {change(delta.value, figure.unit)}{spread}: {words[outcome]}."
+        figure, outcome = FIGURE[key], outcome_of(delta)
+        rows = "pairs" if key.startswith("preference") else "prompts"
+        found.append(
+            Finding(
+                key=key,
+                outcome=outcome,
+                title=figure.title,
+                before=number(before.value, figure.unit),
+                after=number(after.value, figure.unit),
+                change=change(delta.value, figure.unit),
+                spread="" if delta.low is None else _signed_interval(delta, figure),
+                conclusion=f"no difference that {delta.num} {rows} can show" if outcome == "open" else outcome,
+            )
         )
-        found.append(Finding(difference.stage, difference.against, key, outcome, text))
     return found
 
 
