@@ -6,6 +6,7 @@ model inside it, whose linear layers now carry the adapter. Must not know: data,
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -31,7 +32,8 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
         torch.manual_seed(seed)
         try:
             adapted: PeftModel = get_peft_model(model, config)
