@@ -1,7 +1,8 @@
-"""Every command that the README and the docs show exists, with its options."""
+"""What the README and the docs show exists: commands with their options, recipes, names, files."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -9,11 +10,16 @@ from pathlib import Path
 import click
 import pytest
 
+import tunesmith
 from tests.architecture.source import PROJECT
 from tunesmith.cli.main import cli
+from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.resources import shipped_recipes
 
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [
+    *(PROJECT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
+    *sorted((PROJECT / "docs").glob("*.md")),
+]
 COMMAND = re.compile(r"^\s*(?:\$ )?(tunesmith|make)((?: +[^#\n`]*)?)(?:\s+#.*)?$")
 
 
@@ -31,7 +37,7 @@ def shown_commands(page: Path) -> list[str]:
 def test_commands_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for shown in shown_commands(page):
-        words = shlex.split(shown.replace("...", ""))
+        words = shlex.split(re.split(r"[>|&]", shown.replace("...", ""))[0])
         if words[0] == "make":
             assert words[1:] and words[1] in targets, f"{page.name}: `{shown}`: no such target"
         else:
@@ -46,6 +52,8 @@ def parse(words: list[str], where: str) -> None:
         name = given.pop(0)
         assert name in command.commands, f"{where}: no such command {name!r}"
         command = command.commands[name]
+    if not given:
+        return  # a command spoken of by its name
     try:
         with command.make_context(command.name, [word for word in given if word != "--debug"]):
             pass
@@ -53,6 +61,36 @@ def parse(words: list[str], where: str) -> None:
         return  # --help, --version and bare groups print and end
     except click.ClickException as error:
         raise AssertionError(f"{where}: {error.format_message()}") from None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_recipes_load(page: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(page, "yaml")):
+        if "\nstages:" in block:
+            path = tmp_path / f"{page.stem}-{number}.yaml"
+            path.write_text(block, encoding="utf-8")
+            load_recipe(path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_uses_public_names(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tunesmith":
+                assert node.attr in tunesmith.__all__, f"{page.name}: tunesmith.{node.attr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_the_readme_shows_the_two_commands() -> None:
