@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from tunesmith.data.formats import MAX_SHOWN, Decoded, to_examples
 from tunesmith.data.formats.detect import PAIRS
+from tunesmith.data.formats.transcripts import JOINED
 from tunesmith.data.ledger import LedgerEntry, Split
 from tunesmith.data.render import Rendered, Renderer
 from tunesmith.data.sources import content_sha, read_rows
@@ -142,6 +143,9 @@ def _decode(source: Source, method: str, account: _Account, split: Split) -> Dec
     account.notes.append(f"{source.path}: format {decoded.format} ({decoded.reason}).")
     if decoded.unread:
         account.notes.append(f"{source.path}: columns not read: {', '.join(decoded.unread)}.")
+    joined = sum(JOINED in example.tags for example in decoded.examples)
+    if joined:
+        account.notes.append(f"{source.path}: {joined} rows: two turns of one speaker in a row became one.")
     for dropped in decoded.dropped:
         account.enter(dropped.row, source, split, dropped=dropped.reason)
     return decoded

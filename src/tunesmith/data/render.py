@@ -121,9 +121,10 @@ class Renderer:
             layouts = chat_layouts(self._render, self.shape, prompt, branches)
         for layout in layouts:
             longest = max(sum(len(part.text) for part in parts) for parts in layout.branches)
-            bound = self.codec.min_tokens(len(layout.prompt) + longest)
-            if bound > SURELY_LONGER * self.max_length:
-                raise self._too_long(bound, "at least ")
+            num_chars = len(layout.prompt) + longest
+            limit = SURELY_LONGER * self.max_length
+            if num_chars > limit and self.codec.min_tokens(num_chars) > limit:
+                raise self._too_long(self.codec.min_tokens(num_chars), "at least ")
         return layouts
 
     def _texts(self, layouts: list[Layout]) -> Iterator[str]:

@@ -103,7 +103,7 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[str, Json]]:
             line = line.removeprefix(BOM)
         if not line.strip():
             continue
-        value = _parse(line, where)
+        value = _parse(line.rstrip(b"\r\n"), where)
         if number == 1 and isinstance(value, list):
             raise DataError(
                 "the file is a JSON array, not one object a line", where=where, remedy="Name it .json, not .jsonl."

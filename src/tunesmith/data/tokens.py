@@ -57,7 +57,9 @@ class Codec:
             )
         self.tokenizer = tokenizer
         self.eos_id = int(tokenizer.eos_token_id)
-        special = {token for token in tokenizer.all_special_tokens if token}
+        # Tokens may be special without a name in the configuration: Llama 3 has 250 reserved ones.
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special |= {token for token in tokenizer.all_special_tokens if token}
         self._control = {token: token_id for token, token_id in tokenizer.get_added_vocab().items() if token}
         self._control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self._control_ids = frozenset(self._control.values())

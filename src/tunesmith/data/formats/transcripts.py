@@ -8,12 +8,15 @@ Must not know: templates, tokenizers.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from tunesmith.data.formats.fields import BadField, Degenerate, pair_example, shown, string_example, text_field
 from tunesmith.data.types import Conversation, Example, Message, Row
 
 MARKER = re.compile(r"\n\n(Human|Assistant):")
 ANSWER_MARKER = "\n\nAssistant:"
+JOINED = "joined turns"
+"""Tag of an example in which two turns of one speaker in a row became one."""
 ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -30,11 +33,14 @@ def to_example(row: Row, *, chat: bool) -> Example:
             raise BadField(name, shown(text), "a transcript, '\\n\\nHuman: ...\\n\\nAssistant: ...'")
     if not chat:
         return _raw(row, chosen, rejected)
-    return pair_example(row, turns(chosen), turns(rejected))
+    example = pair_example(row, turns(chosen), turns(rejected))
+    sides = (chosen, rejected)
+    joined = any(len(MARKER.findall(f"\n\n{side.lstrip()}")) != len(turns(side)) for side in sides)
+    return replace(example, tags={**example.tags, JOINED: "yes"}) if joined else example
 
 
 def turns(transcript: str) -> Conversation:
-    """The turns of a transcript. Two turns of one speaker in a row (13 of hh-rlhf's) become one."""
+    """The turns of a transcript. Two turns of one speaker in a row become one, joined by a blank line."""
     parts = MARKER.split(f"\n\n{transcript.lstrip()}")[1:]
     messages: list[Message] = []
     for speaker, text in zip(parts[::2], parts[1::2], strict=True):
