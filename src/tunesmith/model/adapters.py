@@ -32,17 +32,22 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            adapted: PeftModel = get_peft_model(model, config)
+            return _wrapped(model, config)
         except ValueError as problem:
             raise ModelError(
                 f"no adapter can be added: {str(problem).splitlines()[0][:200]}",
                 where="tuning.target_modules",
                 remedy="Name modules of this model, or use all-linear.",
             ) from problem
+
+
+def _wrapped(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by an old name
+        adapted: PeftModel = get_peft_model(model, config)
     return adapted
 
 
@@ -98,7 +103,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise ModelError(f"the folder has no {CONFIG}", where=str(folder), remedy="Give the folder of a peft adapter.")
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
-    adapted: PeftModel = get_peft_model(model, config)
+    adapted = _wrapped(model, config)
     fill_adapter(adapted, folder)
     for parameter in adapted.parameters():
         parameter.requires_grad_(False)

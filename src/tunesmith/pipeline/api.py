@@ -69,7 +69,7 @@ def generate(
         temperature=temperature,
         seed=seed,
     )
-    return [str(stage.tokenizer.decode(answer.ids)).strip() for answer in answers]
+    return [str(stage.tokenizer.decode(list(answer.ids))).strip() for answer in answers]
 
 
 def merge(run: str | Path, stage: str | None = None, to: str | Path | None = None) -> Path:

@@ -21,7 +21,7 @@ from tunesmith.model.policy import Policy, Weights, policy_for_training
 from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.starts import start_weights
 from tunesmith.recipe.load import LoadedRecipe
-from tunesmith.recipe.models import Recipe
+from tunesmith.recipe.models import Recipe, Stage
 from tunesmith.runs.atomic import free_bytes
 from tunesmith.runs.folder import RunFolder
 
@@ -70,8 +70,8 @@ def check_recipe(loaded: LoadedRecipe) -> CheckReport:
     report.add("recipe", f"{loaded.source}: {len(recipe.stages)} stages, run folder {_folder(recipe).path}")
     try:
         prepared = prepare_run(recipe)
-        _data_lines(report, prepared)
-        _template_lines(report, prepared.renderer)
+        data_lines(report, prepared)
+        template_lines(report, prepared.renderer)
         _stage_lines(report, recipe, prepared, Machine.detect(recipe.threads))
     except TunesmithError as problem:
         report.add("stopped", problem.message(), "error")
@@ -82,7 +82,8 @@ def _folder(recipe: Recipe) -> RunFolder:
     return RunFolder(Path(recipe.runs_folder) / recipe.name)
 
 
-def _data_lines(report: CheckReport, prepared: PreparedRun) -> None:
+def data_lines(report: CheckReport, prepared: PreparedRun) -> None:
+    """Formats, dropped rows, and what is left to train and evaluate on, stage by stage."""
     for name, stage in prepared.stages.items():
         for note in stage.notes:
             report.add(f"data {name}", note, "warning" if note.startswith("WARNING") else "ok")
@@ -94,7 +95,8 @@ def _data_lines(report: CheckReport, prepared: PreparedRun) -> None:
         report.add(f"data {name}", f"{sides}; {tokens:,} tokens, {trained:,} of them trained{saved}")
 
 
-def _template_lines(report: CheckReport, renderer: Renderer) -> None:
+def template_lines(report: CheckReport, renderer: Renderer) -> None:
+    """The template, what ends an answer, and where generation will stop. Raises ModelError where they disagree."""
     ending = renderer.shape.ending
     report.add("template", f"{renderer.template.name}, sha256 {renderer.template.sha[:12]}")
     tokens = ", ".join(f"{renderer.tokenizer.convert_ids_to_tokens(each)} ({each})" for each in renderer.stop_ids)
@@ -102,28 +104,31 @@ def _template_lines(report: CheckReport, renderer: Renderer) -> None:
 
 
 def _stage_lines(report: CheckReport, recipe: Recipe, prepared: PreparedRun, machine: Machine) -> None:
-    """Parity on every stage's rows, and the room that checkpoints need. Stages that start from an unfinished one
-    are checked on the base, whose shapes they share."""
+    """Parity on every stage's rows, and the room that checkpoints need.
+
+    A stage that starts from one that is not finished yet is checked on the base, whose shapes it shares.
+    """
     run = _folder(recipe)
     need = 0
     for index, stage in enumerate(recipe.stages):
-        finished = (
-            stage.start != "previous" or index == 0 or run.stage(recipe.stages[index - 1].name).result_path.is_file()
-        )
-        weights = start_weights(recipe, index, run) if finished else Weights(recipe.model)
+        waits = index > 0 and stage.start == "previous"
+        waits = waits and not run.stage(recipe.stages[index - 1].name).result_path.is_file()
+        weights = Weights(recipe.model) if waits else start_weights(recipe, index, run)
         policy = policy_for_training(weights, stage.tuning, device=machine.device, seed=recipe.seed)
         rows = prepared.stages[stage.name]
         parity = check_parity(policy.model, [*rows.train, *rows.heldout, *rows.replay])
         text = parity.line().removeprefix("parity: ")
         report.add(f"parity {stage.name}", text, "ok" if parity.passed else "warning")
-        need += (
-            (stage.keep_checkpoints + 2) * 3 * trained_bytes(policy)
-        )  # weights and two moments, one more in the making
+        need += disk_need(stage, policy)
     free = free_bytes(run.path)
     verdict: Verdict = "ok" if free > need else "error"
     report.add("disk", f"{need / GIB:.2f} GiB for checkpoints and results, {free / GIB:.1f} GiB free", verdict)
 
 
-def trained_bytes(policy: Policy) -> int:
-    """Bytes of the trained weights in float32."""
-    return sum(4 * parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
+def disk_need(stage: Stage, policy: Policy) -> int:
+    """Bytes that a stage's checkpoints and result take: weights and two moments each, in float32.
+
+    The best checkpoint, the one in the making and the result come on top of those that are kept.
+    """
+    trained = sum(4 * parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
+    return (stage.keep_checkpoints + 3) * 3 * trained

@@ -12,6 +12,7 @@ import torch
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Weights
+from tunesmith.pipeline.check import CheckReport, data_lines, template_lines
 from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.stage import StageJob, run_stage
 from tunesmith.pipeline.starts import start_weights, weights_sha_on_disk
@@ -41,13 +42,16 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Pat
     torch.use_deterministic_algorithms(True, warn_only=True)
     _refuse_other_recipe(loaded)
     prepared = prepare_run(recipe)  # before the folder is made: bad data leaves nothing behind
+    checked = CheckReport()
+    data_lines(checked, prepared)
+    template_lines(checked, prepared.renderer)
     run = create_or_open(recipe.runs_folder, recipe.name)
     with run_lock(run.lock_path):
         _refuse_other_recipe(loaded)
         write_text(run.recipe_path, dump_resolved(loaded))
         _write_account(run, loaded, prepared)
-        for note in [note for stage in recipe.stages for note in prepared.stages[stage.name].notes]:
-            watcher.noted(note)
+        for line in checked.lines:
+            watcher.noted(f"{line.subject}: {line.text}")
         for index, stage in enumerate(recipe.stages):
             run_stage(
                 StageJob(

@@ -17,20 +17,19 @@ from tunesmith.data.types import Tree
 from tunesmith.engine.engine import VERSION, Engine
 from tunesmith.engine.parity import checked_engine
 from tunesmith.engine.reference import default_cache_folder, reference_logprobs
-from tunesmith.errors import ResumeError
+from tunesmith.errors import ResourceError, ResumeError
 from tunesmith.model.fingerprint import weights_sha
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Policy, Weights, policy_for_training, save_policy
 from tunesmith.model.results import StageResult, read_result, write_result
 from tunesmith.objectives import Objective, objective_of
+from tunesmith.pipeline.check import disk_need
 from tunesmith.pipeline.starts import weights_sha_on_disk
-from tunesmith.recipe.models import CompletionStage, DpoStage, SftStage
-from tunesmith.runs.atomic import publish_folder
+from tunesmith.recipe.models import Stage
+from tunesmith.runs.atomic import free_bytes, publish_folder
 from tunesmith.runs.folder import RunFolder
 from tunesmith.train.loop import References, train_stage
 from tunesmith.train.progress import Observer
-
-RecipeStage = SftStage | CompletionStage | DpoStage
 
 CADENCE = {"save_every", "eval_every", "keep_checkpoints", "forest_tokens", "gradient_checkpointing"}
 """Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
@@ -40,7 +39,7 @@ CADENCE = {"save_every", "eval_every", "keep_checkpoints", "forest_tokens", "gra
 class StageJob:
     """A stage to be run: its settings, its rows, where it starts, and who watches."""
 
-    stage: RecipeStage
+    stage: Stage
     prepared: Prepared
     renderer: Renderer
     weights: Weights
@@ -90,6 +89,7 @@ def run_stage(job: StageJob) -> None:
         job.observer.noted(f"stage {job.stage.name}: finished before, with the same inputs; not run again")
         return
     policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
+    _check_disk(job, policy)
     engine, report = checked_engine(policy.model, job.trees)
     job.observer.noted(report.line())
     objective = objective_of(job.stage)
@@ -108,6 +108,16 @@ def run_stage(job: StageJob) -> None:
         inputs={"start": weights_sha_on_disk(job.weights), "template": job.renderer.template.sha},
     )
     _save(job, policy, num_steps=outcome.result_step, inputs=inputs)
+
+
+def _check_disk(job: StageJob, policy: Policy) -> None:
+    need, free = disk_need(job.stage, policy), free_bytes(job.run.path)
+    if need > free:
+        raise ResourceError(
+            f"checkpoints and the result need {need:,} bytes, and {free:,} are free",
+            where=f"stage {job.stage.name}, {job.run.path}",
+            remedy="Free some disk, lower `keep_checkpoints`, or set `runs_folder` to another disk.",
+        )
 
 
 def _references(job: StageJob, engine: Engine, objective: Objective) -> References | None:

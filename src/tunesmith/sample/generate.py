@@ -174,7 +174,7 @@ def cut_answer(drawn: Sequence[int], stop_ids: Sequence[int]) -> Answer:
 
 
 def _settings(max_new_tokens: int, stop_ids: Sequence[int], pad_id: int) -> GenerationConfig:
-    return GenerationConfig(  # type: ignore[no-untyped-call]
+    return GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,

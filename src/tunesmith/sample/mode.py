@@ -37,7 +37,7 @@ def generation_mode(model: CausalModel) -> Iterator[PreTrainedModel]:
     with ordinary_attention(inner):
         try:
             model.eval()
-            inner.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+            inner.generation_config = GenerationConfig()
             yield inner
         finally:
             for module, training in modes:
