@@ -6,7 +6,7 @@ Must not know: files, lines, where a value came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -34,19 +34,14 @@ def leaves(model: Strict, path: KeyPath = ()) -> Iterator[Leaf]:
         yield from _leaves_of(model.__dict__[name], (*path, name), info)
 
 
-def as_given(model: Strict) -> dict[str, object]:
-    """The values that a model was built from, as a recipe would say them: no defaults, save the choosing keys."""
-    return {
-        name: _plain(model.__dict__[name])
-        for name in type(model).model_fields
-        if name in model.model_fields_set or name in TAG_KEYS
-    }
-
-
-def _plain(value: object) -> object:
+def as_given(value: object) -> object:
+    """A copy in plain values: models as what they were built from, without defaults save the choosing keys."""
     if isinstance(value, Strict):
-        return as_given(value)
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        names = [name for name in type(value).model_fields if name in value.model_fields_set or name in TAG_KEYS]
+        return {name: as_given(value.__dict__[name]) for name in names}
+    if isinstance(value, Mapping):
+        return {key: as_given(item) for key, item in value.items()}
+    return [as_given(item) for item in value] if isinstance(value, list) else value
 
 
 def _leaves_of(value: object, path: KeyPath, info: FieldInfo) -> Iterator[Leaf]:

@@ -116,8 +116,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, source: str 
 def parse_recipe(
     values: Mapping[str, object] | Recipe, overrides: Sequence[str] = (), *, source: str = "recipe"
 ) -> LoadedRecipe:
-    """Check a recipe given as a mapping or built from the models. `source` stands for the file in messages."""
-    plain = as_given(values) if isinstance(values, Recipe) else copy.deepcopy(dict(values))
+    """Check a recipe given as a mapping, with models in it or not, or as a Recipe.
+
+    `source` stands for the file in messages. Raises RecipeError.
+    """
+    plain = as_given(values)
     return _checked(_Values(plain, source), overrides)  # type: ignore[arg-type]  # pydantic refuses what is no Value
 
 

@@ -339,6 +339,14 @@ def test_a_recipe_built_from_the_models_is_checked_too() -> None:
     assert parse_recipe(recipe, ["stages.a.keep=final"]).recipe.stages[0].tuning == Full()
 
 
+def test_models_inside_a_mapping() -> None:
+    stage = SftStage(name="a", train=[Source(path="x")], epochs=2)
+    loaded = parse_recipe({"name": "n", "model": Model(path="b"), "stages": [stage]}, ["stages.a.tuning.r=4"])
+    assert loaded.recipe.stages[0].tuning == Lora(r=4)
+    assert loaded.origins["stages[0].epochs"].short() == "recipe"
+    assert loaded.origins["stages[0].batch_size"].short() == "default"
+
+
 def test_a_shipped_recipe_by_name() -> None:
     loaded = load_named("dpo-mix-7k")
     assert loaded.source == "dpo-mix-7k.yaml"
