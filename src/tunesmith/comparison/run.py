@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.console import Console
 
 from tunesmith.comparison.collect import collect
-from tunesmith.comparison.figures import style_rule
 from tunesmith.comparison.report import write_report
 from tunesmith.comparison.rows import Rows, compared_rows
 from tunesmith.comparison.summary import answered, as_json, summarize
@@ -46,8 +45,6 @@ def compare_run(
     reference = reference_name(recipe)
     if reference not in names and reference not in {stage.name for stage in recipe.stages}:
         names.insert(1, reference)  # where the preference stage started from, outside of this run
-    if recipe.compare.style is not None:
-        style_rule(recipe.compare.style)  # a wrong pattern fails before anything is generated
 
     def rows_of(stage: LoadedStage) -> Rows:
         positions = stage.model.config.get_text_config().to_dict().get("max_position_embeddings")

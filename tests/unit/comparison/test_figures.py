@@ -20,7 +20,6 @@ from tunesmith.comparison.figures import (
     win,
 )
 from tunesmith.comparison.rows import Rows
-from tunesmith.errors import RecipeError
 from tunesmith.recipe.models import Compare, Style
 
 SAMPLING = Sampling(200, 0)
@@ -54,11 +53,6 @@ def test_a_style_rule_reads_the_whole_answer() -> None:
     assert not keeps("Gladly! Now three words")
     assert not keeps("Hm. Gladly! Yes")
     assert not keeps("Gladly! two\nlines")  # the dot stops at a line's end unless the rule says otherwise
-
-
-def test_a_broken_style_rule_is_the_recipes_error() -> None:
-    with pytest.raises(RecipeError, match=r"compare\.style\.pattern: not a regular expression"):
-        style_rule(Style(description="", pattern="("))
 
 
 def test_shares_of_answers() -> None:
