@@ -6,7 +6,6 @@ tokenizer, and the peft wrapper where there is an adapter. Must not know: data, 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import ModelError
 from tunesmith.model.adapters import add_adapter, continue_adapter, inner_model, load_adapter, merged, save_adapter
-from tunesmith.model.load import forward_dtype, load_model, load_tokenizer
+from tunesmith.model.load import forward_dtype, load_model, load_tokenizer, quiet_transformers
 from tunesmith.recipe.models import Full, Lora, Model
 
 
@@ -112,16 +111,11 @@ def save_policy(policy: Policy, folder: Path, *, stop_ids: tuple[int, ...], chat
     """
     folder.mkdir(parents=True, exist_ok=True)
     set_stop_ids(policy.model, stop_ids)
-    log = logging.getLogger("transformers.modeling_utils")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
+    with quiet_transformers():
         if policy.adapted is None:
             policy.model.save_pretrained(str(folder), safe_serialization=True)
         else:
             save_adapter(policy.adapted, folder)
             assert policy.model.generation_config is not None
             policy.model.generation_config.save_pretrained(str(folder))
-    finally:
-        log.setLevel(level)
     save_tokenizer(policy.tokenizer, chat_template, folder)
