@@ -27,7 +27,8 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
     """A new adapter, in float32, whose output is 0 until it is trained; `seed` draws its first matrices."""
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+        # whole numbers as such: other tools read adapter_config.json, and some expect an int
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
