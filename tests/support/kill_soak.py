@@ -22,7 +22,7 @@ from tests.support.training import Trial, sft_stage
 from tunesmith.recipe.models import Lora
 from tunesmith.train.checkpoint import find_problem, list_steps
 
-RUN_SECONDS = 120.0
+WAIT_SECONDS = 5.0
 DONE = 0
 
 
@@ -45,23 +45,28 @@ def start(folder: Path) -> int:
         os._exit(1)
 
 
-def wait_for(folder: Path, draw: random.Random) -> None:
+def wait_for(folder: Path, pid: int, draw: random.Random) -> None:
     """Until the instant of the kill: in half of the cases while a save is under way."""
-    end = time.monotonic() + RUN_SECONDS
-    time.sleep(draw.uniform(0.0, 0.4))
+    time.sleep(draw.uniform(0.0, 1.0))
     if draw.random() < 0.5:
-        while time.monotonic() < end and not any(folder.glob("checkpoints/.tmp-*")):
+        end = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < end and not in_save(folder, pid):
             time.sleep(0.0002)
-    time.sleep(draw.uniform(0.0, 0.01))
+        time.sleep(draw.uniform(0.0, 0.01))
+
+
+def in_save(folder: Path, pid: int) -> bool:
+    """Whether the process is, or died, in the middle of a save or of a removal."""
+    return any(folder.glob(f"checkpoints/.tmp-*-{pid}"))
 
 
 def soak(folder: Path, num_kills: int, seed: int) -> dict[str, object]:
     """Kill `num_kills` times, then let it end. `lost`: times at which a checkpoint had been and none was whole."""
     draw = random.Random(seed)
-    kills, lost, in_save, largest_step = 0, 0, 0, 0
+    kills, lost, in_saves, largest_step = 0, 0, 0, 0
     while kills < num_kills:
         pid = start(folder)
-        wait_for(folder, draw)
+        wait_for(folder, pid, draw)
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status):
@@ -69,14 +74,14 @@ def soak(folder: Path, num_kills: int, seed: int) -> dict[str, object]:
                 return {"error": "a run failed by itself"}
             break  # it ended before the kill
         kills += 1
-        in_save += any(folder.glob("checkpoints/.tmp-*"))
+        in_saves += in_save(folder, pid)
         whole = [
             step for step in list_steps(folder / "checkpoints") if not find_problem(folder / f"checkpoints/step-{step}")
         ]
         lost += max(whole, default=0) < largest_step
         largest_step = max(whole, default=0)
     _, status = os.waitpid(start(folder), 0)
-    return {"kills": kills, "in_save": in_save, "lost": lost, "exit": os.waitstatus_to_exitcode(status)}
+    return {"kills": kills, "in_save": in_saves, "lost": lost, "exit": os.waitstatus_to_exitcode(status)}
 
 
 if __name__ == "__main__":

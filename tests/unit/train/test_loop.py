@@ -29,7 +29,7 @@ from tunesmith.objectives import objective_of
 from tunesmith.recipe.models import Full, Lora, Replay, Source
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Value, read_records
-from tunesmith.train.checkpoint import list_steps
+from tunesmith.train.checkpoint import list_steps, load_checkpoint
 from tunesmith.train.loop import train_stage
 from tunesmith.train.progress import Silent
 from tunesmith.train.schedule import lr_multiplier
@@ -239,3 +239,29 @@ def test_texts_without_a_prompt_train(tmp_path: Path) -> None:
     _train(lora_engine(), text_trees(3), tmp_path)
     # lengths 3, 17 and 2, each less its first token
     assert [record["num_trained"] for record in read_records(tmp_path / "metrics.jsonl")] == [19]
+
+
+def test_the_logged_rate_is_the_applied_one(tmp_path: Path) -> None:
+    """AdamW's first step moves each weight by the rate times the gradient's sign: half of 0.01 in a warm-up of two."""
+    trial = Trial(tmp_path, sft_stage(epochs=1, max_steps=2, warmup_fraction=1.0, tuning=Full(), save_every=1))
+    engine = trial.engine()
+    start = weights_of(engine)
+    trial.run(engine=engine)
+    first = load_checkpoint(tmp_path / "checkpoints" / "step-1").weights
+    moves = torch.cat([(first[name] - weight).abs().flatten() for name, weight in start.items()])
+    moved = moves[moves > 0]
+    assert moved.median().item() == pytest.approx(0.005, rel=1e-3)
+    assert read_records(tmp_path / "metrics.jsonl")[0]["lr"] == 0.005
+
+
+def test_evaluation_is_without_dropout(tmp_path: Path) -> None:
+    """Adapter dropout 0.5: the held-out loss before the first step is that of the model in eval mode."""
+    trial = Trial(tmp_path, sft_stage(max_steps=1), dropout=0.5)
+    engine = trial.engine()
+    engine.model.eval()
+    rows = [engine.logprobs([tree]).logprob_N.detach().double() for tree in answer_trees(15)[11:]]
+    engine.model.train()
+    trial.run(engine=engine)
+    found = read_records(tmp_path / "eval.jsonl")[0]["loss"]
+    assert found == pytest.approx(-float(torch.cat(rows).mean()), rel=1e-6)
+    assert engine.model.training
