@@ -54,7 +54,6 @@ def chat_layouts(
     """
     turns = [_turns(render, shape, prompt, answer) for answer in answers]
     head = turns[0][0].before
-    check_kept(prompt, head)
     if all(_chained(row) for row in turns):
         return [Layout(head, tuple(_parts(row) for row in turns))]
     if len(turns) > 1:
@@ -62,7 +61,7 @@ def chat_layouts(
     return [Layout(turn.before, ((Part(turn.after[len(turn.before) :], True),),)) for turn in turns[0]]
 
 
-def check_kept(messages: Conversation, text: str) -> None:
+def _check_kept(messages: Conversation, text: str) -> None:
     """Raises RowError where the template left out what a user or the system said."""
     for message in messages:
         if message.role in ("system", "user") and message.content.strip() not in text:
@@ -73,7 +72,7 @@ def _turns(render: Render, shape: TurnShape, prompt: Conversation, answer: Conve
     messages = (*prompt, *answer)
     places = [index for index in range(len(prompt), len(messages)) if messages[index].role == "assistant"]
     turns = [_turn(render, shape, messages[:index], messages[index]) for index in places]
-    check_kept(messages, turns[-1].after)
+    _check_kept(messages, turns[-1].after)
     return turns
 
 

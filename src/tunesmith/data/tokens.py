@@ -180,8 +180,14 @@ class Codec:
         """The text of the ids, special tokens included; `continues`: as they stand after others."""
         if self.additive or not continues:
             return self._decode(list(ids))
-        anchor = self._ids(ANCHORS[0])
-        return self._decode([*anchor, *ids])[len(self._decode(anchor)) :]
+        anchor, width = self._anchor
+        return self._decode([*anchor, *ids])[width:]
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], int]:
+        """Ids to decode before a continuation, and the length of their text."""
+        ids = self._ids(ANCHORS[0])
+        return ids, len(self._decode(ids))
 
     def _decode(self, ids: list[int]) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

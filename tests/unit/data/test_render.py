@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.unit.data.build import (
@@ -138,6 +138,31 @@ def test_an_edge_that_a_token_would_cross_is_kept() -> None:
         == r.tokenizer("<|im_start|>user: hello<|im_end|>\n<|im_start|>assistant: ")["input_ids"]
     )
     assert spans(r, tree.branches[0]) == ["world<|im_end|>"]
+
+
+def test_offsets_that_hide_a_crossing_token_are_found_out_by_the_prefix_ids() -> None:
+    """TRAPS 18: GPT-2 style offsets leave the space out, so that ` world` seems to begin after the edge."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    source = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+    template = source + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    r = Renderer(tokenizer, ChatTemplate("test", template), 4096)
+    prompt = "user: hello</s>assistant: "
+    assert r.codec.encode(prompt + "world</s>").cut(len(prompt)) is not None
+    (rendered,) = r.render_many([example(turns("hello"), replies("world"))])
+    assert rendered.notices == (MERGED,)
+    assert rendered.trees[0].prompt_ids.tolist() == tokenizer(prompt)["input_ids"]
+    assert spans(r, rendered.trees[0].branches[0]) == ["world</s>"]
+
+
+def test_a_space_that_the_tokenizer_puts_after_a_control_token_is_not_trained() -> None:
+    tokenizer = space_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<go>"})
+    source = "{% for m in messages %}{{ m['role'] + '<go>' + m['content'] + eos_token }}{% endfor %}"
+    template = source + "{% if add_generation_prompt %}{{ 'assistant<go>' }}{% endif %}"
+    r = Renderer(tokenizer, ChatTemplate("test", template), 4096)
+    (tree,) = r.trees(example(turns("who"), replies("hello")))
+    assert r.codec.decode(tree.branches[0].ids.tolist()) == "hello</s>"
 
 
 def test_every_assistant_turn_is_trained_and_no_user_turn() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.unit.data.build import example, replies, turns
+from tunesmith.data.sources import content_sha
 from tunesmith.data.split import is_heldout, prompt_sha, split_examples
 
 
@@ -14,7 +17,8 @@ def test_a_row_never_changes_side_when_the_data_grows() -> None:
 
 
 def test_rows_with_one_prompt_stand_on_one_side() -> None:
-    examples = [example(turns(f"q{number}"), replies(answer)) for number in range(50) for answer in ("a", "b")]
+    pairs = [(turns(f"q{number}"), replies(answer)) for number in range(50) for answer in ("a", "b")]
+    examples = [replace(example(*pair), sha=content_sha(index)) for index, pair in enumerate(pairs)]
     train, heldout = split_examples(examples, 0.5)
     assert not {prompt_sha(e) for e in train} & {prompt_sha(e) for e in heldout}
     assert heldout
