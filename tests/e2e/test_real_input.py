@@ -36,13 +36,13 @@ def _dpo(data: Path, name: str, file: str) -> dict[str, object]:
     return {
         "name": name,
         "method": "dpo",
-        "train": [{"path": str(data / file), "limit": 96}],
+        "train": [{"path": str(data / file), "limit": 48}],
         "heldout_fraction": 0.2,
         "max_length": 512,
         "learning_rate": 1e-3,
         "batch_size": 16,
         "epochs": 2,
-        "max_steps": 8,
+        "max_steps": 6,
     }
 
 
@@ -61,7 +61,7 @@ def run(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "max_length": 512,
                 "learning_rate": 3e-3,
                 "batch_size": 16,
-                "max_steps": 20,
+                "max_steps": 12,
                 "epochs": 4,
             },
             _dpo(shared_data, "harmless", HARMLESS),
@@ -109,7 +109,7 @@ def test_every_row_is_in_the_ledger(run: Path) -> None:
     from tunesmith.data.ledger import read_parquet
 
     entries = read_parquet(run / "ledger.parquet").entries
-    assert len(entries) == 200 + 96 + 96
+    assert len(entries) == 200 + 48 + 48
     assert all(entry.reason for entry in entries if entry.outcome == "dropped")
 
 
