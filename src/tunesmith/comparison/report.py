@@ -19,7 +19,7 @@ from tunesmith.comparison.charts import HEIGHT, LEFT, RIGHT, WIDTH, Chart, Whisk
 from tunesmith.comparison.curves import stage_charts
 from tunesmith.comparison.figures import FIGURES, Figure
 from tunesmith.comparison.summary import Answered, Summary
-from tunesmith.comparison.words import interval, number
+from tunesmith.comparison.words import bare_number, interval, number
 from tunesmith.data.ledger import LedgerEntry, read_parquet
 from tunesmith.recipe.models import DpoStage, Recipe, SftStage
 from tunesmith.runs.atomic import write_text
@@ -114,7 +114,7 @@ def figure_rows(summary: Summary) -> list[FigureRow]:
         cells = tuple(
             Cell(
                 stage,
-                number(one.value, figure.unit),
+                number(one.value, figure.unit) if figure.unit == "share" else bare_number(one.value, figure.unit),
                 interval(one, figure.unit),
                 one.reason if one.value is None else "",
             )
@@ -148,7 +148,7 @@ def ledger_rows(entries: Sequence[LedgerEntry]) -> list[LedgerRow]:
         rows.append(
             LedgerRow(
                 stage=stage,
-                split=split,
+                split="held out" if split == "heldout" else split,
                 kept=outcomes.count("kept"),
                 trimmed=outcomes.count("trimmed"),
                 dropped=outcomes.count("dropped"),

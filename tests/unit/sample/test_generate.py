@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tunesmith.engine.attention import NAME
-from tunesmith.sample.generate import Answer, TextPieces, cut_answer, generate, stream, uniform_draws
+from tunesmith.sample.generate import Answer, TextPieces, _KeyedDraws, cut_answer, generate, stream, uniform_draws
 
 PROMPTS = [[5, 6, 7], [9], [3, 4, 5, 6, 7, 8, 9, 10], [11, 12]]
 
@@ -102,6 +102,13 @@ def test_samples_follow_the_models_distribution(temperature: float) -> None:
     observed = np.array([counts[token] / num for token in range(32)])
     # five standard errors of a share, for each of the 32 tokens
     assert np.all(np.abs(observed - expected) <= 5 * np.sqrt(expected * (1 - expected) / num) + 1e-12)
+
+
+def test_a_draw_never_takes_a_token_of_no_probability() -> None:
+    scores_BV = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]] * 4)
+    uniform_BS = np.array([[0.0], [0.5 - 1e-9], [0.5], [1 - 1e-12]])  # the edges of the two tokens' halves
+    drawn_BV = _KeyedDraws(uniform_BS, temperature=1.0, prompt_width=3)(torch.zeros(4, 3, dtype=torch.int64), scores_BV)
+    assert drawn_BV.argmax(-1).tolist() == [1, 1, 3, 3]
 
 
 def test_uniform_draws_are_keyed_by_seed_and_prompt() -> None:

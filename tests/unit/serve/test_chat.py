@@ -176,8 +176,15 @@ def test_keys_and_commands_of_a_terminal(prompts: list[list[int]], monkeypatch: 
     assert "/temp wants a number" in shown and shown.endswith("reply 1\n\n")
 
 
-def test_an_answer_cannot_drive_the_terminal() -> None:
+def test_an_answer_cannot_drive_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printable("a\x1b[2Jb\rc\x9b1m\td\n") == "a\\x1b[2Jb\\x0dc\\x9b1m\td\n"
+
+    def stream(*_: object, on_text: Any, **__: object) -> Answer:
+        on_text("\x1b[2Jgone")
+        return Answer((1,), 2)
+
+    monkeypatch.setattr(module, "stream", stream)
+    assert piped("hi\n") == "\\x1b[2Jgone\n"
 
 
 def test_a_real_model_streams_and_stays_within_its_positions() -> None:
