@@ -31,6 +31,8 @@ class StageResult:
     num_steps: int
     stop_ids: tuple[int, ...]
     inputs_sha: str
+    epochs: int
+    max_steps: int | None
 
 
 def _inside(run: RunFolder, path: str) -> str:
@@ -53,6 +55,8 @@ def write_result(run: RunFolder, result: StageResult, *, weights_sha: str, templ
             "full_in_run": in_run,
             "adapter": None if adapter is None else _inside(run, str(adapter)),
             "num_steps": result.num_steps,
+            "epochs": result.epochs,
+            "max_steps": result.max_steps,
             "stop_ids": list(result.stop_ids),
             "inputs_sha256": result.inputs_sha,
             "weights_sha256": weights_sha,
@@ -77,6 +81,8 @@ def read_result(run: RunFolder, stage: str) -> StageResult:
             int(content["num_steps"]),
             tuple(content["stop_ids"]),
             str(content["inputs_sha256"]),
+            int(content["epochs"]),
+            content["max_steps"],
         )
     except FileNotFoundError as problem:
         finished = [name for name in run.stage_names() if run.stage(name).result_path.is_file()]

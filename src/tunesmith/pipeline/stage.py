@@ -33,6 +33,8 @@ from tunesmith.train.progress import Observer
 
 CADENCE = {"save_every", "eval_every", "keep_checkpoints", "forest_tokens", "gradient_checkpointing"}
 """Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
+LENGTH = {"epochs", "max_steps"}
+"""Settings that may be raised after the end; whether the steps taken stay right, `recipe.diff` has decided."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +58,9 @@ class StageJob:
 
 def inputs_sha(job: StageJob) -> str:
     """sha256 over everything that the stage's result depends on."""
-    settings = {name: value for name, value in job.stage.model_dump(mode="json").items() if name not in CADENCE}
+    settings = {
+        name: value for name, value in job.stage.model_dump(mode="json").items() if name not in CADENCE | LENGTH
+    }
     content = {
         "settings": settings,
         "seed": job.seed,
@@ -70,11 +74,15 @@ def inputs_sha(job: StageJob) -> str:
 
 
 def is_finished(job: StageJob, inputs: str) -> bool:
-    """True where the folder holds the result of exactly these inputs; ResumeError where it holds another's."""
+    """True where the folder holds the result of exactly these inputs; ResumeError where it holds another's.
+
+    A result of fewer steps is not finished: training goes on behind its last checkpoint.
+    """
     if not job.run.stage(job.stage.name).result_path.is_file():
         return False
-    if read_result(job.run, job.stage.name).inputs_sha == inputs:
-        return True
+    result = read_result(job.run, job.stage.name)
+    if result.inputs_sha == inputs:
+        return (result.epochs, result.max_steps) == (job.stage.epochs, job.stage.max_steps)
     raise ResumeError(
         "the finished stage was trained on other rows, weights or settings than the recipe gives now",
         where=f"stage {job.stage.name}",
@@ -146,7 +154,16 @@ def _save(job: StageJob, policy: Policy, *, num_steps: int, inputs: str) -> None
         template = job.renderer.template.source
         save_policy(policy, temporary, stop_ids=job.renderer.stop_ids, chat_template=template)
     weights = _result_weights(job.weights, policy, target)
-    result = StageResult(job.stage.name, job.stage.method, weights, num_steps, job.renderer.stop_ids, inputs)
+    result = StageResult(
+        stage=job.stage.name,
+        method=job.stage.method,
+        weights=weights,
+        num_steps=num_steps,
+        stop_ids=job.renderer.stop_ids,
+        inputs_sha=inputs,
+        epochs=job.stage.epochs,
+        max_steps=job.stage.max_steps,
+    )
     write_result(job.run, result, weights_sha=weights_sha_on_disk(weights), template_sha=job.renderer.template.sha)
     job.observer.noted(f"stage {job.stage.name}: done, {policy.kind} in {target}")
 
