@@ -87,6 +87,8 @@ def record_stage(
 ) -> StageRecord:
     """The answers and log-probs of one loaded stage."""
     record = StageRecord(stage.name)
+    if backend == "plain":  # such a model would take the padding of a batch into its state
+        compare = compare.model_copy(update={"batch_size": 1})
     if rows.questions:
         say(f"{stage.name}: answering {len(rows.questions)} prompts")
         record.greedy = _answers(stage, rows.questions, compare=compare, temperature=None, seed=seed)

@@ -58,9 +58,7 @@ class StageJob:
 
 def inputs_sha(job: StageJob) -> str:
     """sha256 over everything that the stage's result depends on."""
-    settings = {
-        name: value for name, value in job.stage.model_dump(mode="json").items() if name not in CADENCE | LENGTH
-    }
+    settings = job.stage.model_dump(mode="json", exclude=CADENCE | LENGTH)
     content = {
         "settings": settings,
         "seed": job.seed,

@@ -66,7 +66,7 @@ class Model(Strict):
     """The base model that the run starts from."""
 
     path: str = Field(min_length=1)
-    """A folder with config.json and safetensors weights, a Hugging Face model id, or `embedded:quickstart`."""
+    """A folder with config.json and safetensors weights, a Hugging Face id, or `embedded:quickstart/model`."""
     revision: str | None = None
     """Commit of a Hugging Face model id; null takes the newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
