@@ -120,19 +120,7 @@ def train_stage(
         ),
     )
     machine.barrier()
-    identity = stage_identity(
-        stage, seed=seed, train=train, heldout=heldout, replay=replay, trainable=trainable, inputs=inputs or {}
-    )
-    fresh = State(
-        step=0,
-        num_steps=session.num_steps,
-        best_step=None,
-        best_loss=None,
-        reference_mean=reference_mean(session.train),
-        threads=machine.threads,
-        torch_version=torch.__version__,
-        identity=identity,
-    )
+    fresh = _fresh_state(session, inputs or {})
     try:
         state = resume(
             session.folder, fresh, trainable, session.optimizer, machine=machine, warn=session.observer.noted
@@ -141,6 +129,29 @@ def train_stage(
         return _train(session, state)
     finally:
         session.observer.finished()
+
+
+def _fresh_state(session: Session, inputs: Mapping[str, str]) -> State:
+    """The state before the first step, and what a checkpoint must agree with to go on here."""
+    identity = stage_identity(
+        session.stage,
+        seed=session.seed,
+        train=session.train.trees,
+        heldout=session.heldout.trees,
+        replay=session.replay,
+        trainable=session.trainable,
+        inputs=inputs,
+    )
+    return State(
+        step=0,
+        num_steps=session.num_steps,
+        best_step=None,
+        best_loss=None,
+        reference_mean=reference_mean(session.train),
+        threads=session.machine.threads,
+        torch_version=torch.__version__,
+        identity=identity,
+    )
 
 
 def _train(session: Session, state: State) -> StageOutcome:
