@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tunesmith.data.types import Tree
 from tunesmith.engine.attention import ForestLayout, use_forest_attention
 from tunesmith.engine.forest import build_forest
-from tunesmith.engine.logprobs import CHUNK_BYTES, Head, Logprobs, token_logprobs
+from tunesmith.engine.logprobs import Head, Logprobs, token_logprobs
 from tunesmith.engine.plain import plain_logprobs
 
 Backend = Literal["sdpa", "plain"]
@@ -35,7 +35,7 @@ class Engine:
 
     model: PreTrainedModel
     backend: Backend = "sdpa"
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int | None = None
 
     def logprobs(self, trees: Sequence[Tree]) -> Logprobs:
         """Log-probs of every trained token of `trees` as one micro-batch, in tree, branch and token order.

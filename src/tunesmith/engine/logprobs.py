@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-CHUNK_BYTES = 128 * 2**20
-"""Float32 logits alive at a time: large enough for full-rate matrix products, small beside any model's activations."""
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+"""Float32 logits alive at a time: on a CPU few enough to stay near its caches, on a card enough to fill it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,23 +84,13 @@ def _chunk_logprobs(head: Head, hidden_CH: Tensor, target_C: Tensor) -> Tensor:
     return logits_CV.gather(-1, target_C[:, None]).squeeze(-1) - logits_CV.logsumexp(-1)
 
 
-def _frozen_chunk_gradient(
-    head: Head, grad_CV: Tensor, logits_CV: Tensor | None, weight_VH: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """Gradient [C, H] of the hidden states, from that of the final logits; consumes grad_CV."""
-    if head.softcap is not None:
-        assert logits_CV is not None
-        grad_CV.mul_(1 - (logits_CV / head.softcap) ** 2)
-    if head.scale != 1.0:
-        grad_CV.mul_(head.scale)
-    return grad_CV.to(dtype) @ weight_VH
-
-
 class _FrozenHead(torch.autograd.Function):
-    """Log-probs under a frozen linear head. Backward: dlogits = g * (onehot - softmax), dh = dlogits @ W.
+    """Log-probs under a frozen linear head, and their gradient, from one pass over the logits.
 
-    Logits are recomputed chunk by chunk in the backward; where all trained tokens fit into one chunk, its
-    softmax is kept instead, which is the same memory and saves a matrix product.
+    The gradient of a token's log-prob by its hidden state does not depend on what the loss will be:
+    d log p(y) / dh = W_y - sum_v p(v) W_v (each row times scale * (1 - (logit / softcap)^2) where the model has
+    them). The forward therefore keeps this direction, [N, H], while it has the chunk's softmax at hand, and the
+    backward scales it: two matrix products with W in all, and no logits kept or made again.
     """
 
     @staticmethod
@@ -108,38 +98,47 @@ class _FrozenHead(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, hidden_NH: Tensor, target_N: Tensor, head: Head, chunk: int
     ) -> Tensor:
         """Float32 log-probs [N]."""
-        keep = hidden_NH.shape[0] <= chunk and head.softcap is None and hidden_NH.requires_grad
-        logprobs: list[Tensor] = []
-        kept: list[Tensor] = []
-        for hidden_CH, target_C in zip(hidden_NH.split(chunk), target_N.split(chunk), strict=True):
-            logits_CV = head.logits(hidden_CH)
-            lse_C = logits_CV.logsumexp(-1)
-            logprobs.append(logits_CV.gather(-1, target_C[:, None]).squeeze(-1) - lse_C)
-            if keep:
-                kept.append(logits_CV.sub_(lse_C[:, None]).exp_())
-        ctx.head, ctx.chunk = head, chunk  # type: ignore[attr-defined]
-        ctx.save_for_backward(hidden_NH, target_N, *kept)
-        return torch.cat(logprobs)
+        wanted = hidden_NH.requires_grad
+        logprob_N = torch.empty(len(target_N), dtype=torch.float32, device=hidden_NH.device)
+        direction_NH = torch.empty_like(hidden_NH) if wanted else None
+        for start in range(0, len(target_N), chunk):
+            part = slice(start, start + chunk)
+            logprob_N[part], direction_CH = _with_direction(head, hidden_NH[part], target_N[part], wanted=wanted)
+            if direction_NH is not None and direction_CH is not None:
+                direction_NH[part] = direction_CH
+        if direction_NH is not None:
+            ctx.save_for_backward(direction_NH)
+        return logprob_N
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad_N: Tensor) -> tuple[Tensor, None, None, None]:
         """Gradient of the hidden states, [N, H]."""
-        hidden_NH, target_N, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
-        head, chunk = ctx.head, ctx.chunk  # type: ignore[attr-defined]
-        weight_VH = head.module.weight
-        grad_NH = torch.empty_like(hidden_NH)
-        for start in range(0, len(target_N), chunk):
-            part = slice(start, start + chunk)
-            target_C, grad_C = target_N[part, None], grad_N[part, None]
-            logits_CV = None
-            if kept:
-                softmax_CV = kept[0].mul(-grad_C)  # kept[0] stays whole for a second backward
-            else:
-                logits_CV = head.logits(hidden_NH[part])
-                softmax_CV = logits_CV.softmax(-1).mul_(-grad_C)
-            softmax_CV.scatter_add_(-1, target_C, grad_C)
-            grad_NH[part] = _frozen_chunk_gradient(head, softmax_CV, logits_CV, weight_VH, hidden_NH.dtype)
-        return grad_NH, None, None, None
+        (direction_NH,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return direction_NH * grad_N[:, None].to(direction_NH.dtype), None, None, None
+
+
+def _with_direction(head: Head, hidden_CH: Tensor, target_C: Tensor, *, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Log-probs [C] and, where wanted, their gradients by the hidden states [C, H]; works in the logits' memory."""
+    weight_VH = head.module.weight
+    assert isinstance(weight_VH, Tensor)
+    logits_CV = head.logits(hidden_CH)
+    target_C1 = target_C[:, None]
+    chosen_C1 = logits_CV.gather(-1, target_C1)
+    slope_CV = head.scale * (1 - (logits_CV / head.softcap) ** 2) if wanted and head.softcap is not None else None
+    top_C1 = logits_CV.amax(-1, keepdim=True)
+    odds_CV = logits_CV.sub_(top_C1).exp_()  # p(v) / p(top): divided by their sum only where it is small
+    total_C1 = odds_CV.sum(-1, keepdim=True)
+    logprob_C = (chosen_C1 - top_C1 - total_C1.log()).squeeze(-1)
+    if not wanted:
+        return logprob_C, None
+    slope_C1: Tensor | float = head.scale
+    if slope_CV is not None:
+        slope_C1 = slope_CV.gather(-1, target_C1)
+        odds_CV.mul_(slope_CV)
+    expected_CH = (odds_CV.to(hidden_CH.dtype) @ weight_VH) / total_C1
+    if slope_CV is None and head.scale != 1.0:
+        expected_CH = expected_CH * head.scale
+    return logprob_C, weight_VH[target_C] * slope_C1 - expected_CH
 
 
 class _TrainableHead(torch.autograd.Function):
@@ -179,14 +178,16 @@ class _TrainableHead(torch.autograd.Function):
         return (grad_NH, None, None, None, *totals)
 
 
-def token_logprobs(hidden_NH: Tensor, target_N: Tensor, head: Head, *, chunk_bytes: int = CHUNK_BYTES) -> Tensor:
+def token_logprobs(hidden_NH: Tensor, target_N: Tensor, head: Head, *, chunk_bytes: int | None = None) -> Tensor:
     """Log-prob of each target given the hidden state before it, [N], float32, in nats.
 
-    Never holds more than `chunk_bytes` of float32 logits (and one more copy of a chunk while it works on it).
+    Never holds more than `chunk_bytes` of float32 logits (and one more copy of a chunk while it works on it);
+    None takes what suits the device.
     """
     if not len(target_N):
         return hidden_NH.sum(-1).float()  # empty, but still part of the graph
-    chunk = max(1, min(len(target_N), chunk_bytes // (4 * head.vocabulary)))
+    allowed = chunk_bytes or CHUNK_BYTES.get(hidden_NH.device.type, CHUNK_BYTES["cpu"])
+    chunk = max(1, min(len(target_N), allowed // (4 * head.vocabulary)))
     parameters = head.trainable()
     if parameters or type(head.module) is not nn.Linear:
         return _TrainableHead.apply(hidden_NH, target_N, head, chunk, *parameters)  # type: ignore[no-untyped-call, no-any-return]

@@ -100,7 +100,21 @@ def test_no_more_than_a_chunk_of_logits_is_ever_made(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Head, "logits", spy)
     token_logprobs(hidden_NH, target_N, Head(module), chunk_bytes=4 * V * 4).sum().backward()
-    assert seen == [4, 4, 3, 4, 4, 3]  # forward, then recomputed in the backward
+    assert seen == [4, 4, 3]  # and none is made again in the backward
+
+
+def test_a_trained_head_recomputes_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, hidden_NH, target_N = _case()
+    seen: list[int] = []
+    real = Head.logits
+
+    def spy(self: Head, hidden_CH: Tensor) -> Tensor:
+        seen.append(len(hidden_CH))
+        return real(self, hidden_CH)
+
+    monkeypatch.setattr(Head, "logits", spy)
+    token_logprobs(hidden_NH, target_N, Head(module), chunk_bytes=4 * V * 4).sum().backward()
+    assert seen == [4, 4, 3, 4, 4, 3]
 
 
 def test_bfloat16_logits_are_reduced_in_float32() -> None:
