@@ -192,9 +192,11 @@ def test_changed_rows_under_the_same_name_are_refused(inputs: Path, capsys: pyte
     assert _run(["run", path], capsys)[0] == 0
     rows = (inputs / "sft.jsonl").read_text().replace("number 3", "number three")
     (inputs / "sft.jsonl").write_text(rows)
+    before = _files(inputs / "runs")
     code, err = _run(["run", path], capsys)
     assert code == 3
-    assert "stage sft" in err
+    assert "stage sft: rows" in err
+    assert _files(inputs / "runs") == before
 
 
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux's /sys, where not even root may write")

@@ -5,10 +5,11 @@ In: a loaded recipe. Out: the run folder. Must not know: the command line.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
+from tunesmith.data.prepare import Prepared
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Weights
@@ -39,7 +40,6 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Pat
             where=f"torchrun with {machine.world_size} processes",
             remedy="Start one process: `tunesmith run RECIPE`.",
         )
-    torch.use_deterministic_algorithms(True, warn_only=True)
     _refuse_other_recipe(loaded)
     prepared = prepare_run(recipe)  # before the folder is made: bad data leaves nothing behind
     checked = CheckReport()
@@ -48,8 +48,11 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Pat
     run = create_or_open(recipe.runs_folder, recipe.name)
     with run_lock(run.lock_path):
         _refuse_other_recipe(loaded)
+        account = _account(loaded, prepared)
+        _refuse_other_inputs(run, account)
         write_text(run.recipe_path, dump_resolved(loaded))
-        _write_account(run, loaded, prepared)
+        prepared.ledger().write_parquet(run.ledger_path)
+        run.update_manifest(account)
         for line in checked.lines:
             watcher.noted(f"{line.subject}: {line.text}")
         for index, stage in enumerate(recipe.stages):
@@ -83,19 +86,41 @@ def _refuse_other_recipe(loaded: LoadedRecipe) -> None:
         )
 
 
-def _write_account(run: RunFolder, loaded: LoadedRecipe, prepared: PreparedRun) -> None:
-    """ledger.parquet, and the hashes that say what the run was made from."""
-    prepared.ledger().write_parquet(run.ledger_path)
-    run.update_manifest(
-        {
-            "recipe": loaded.source,
-            "base_sha256": weights_sha_on_disk(Weights(loaded.recipe.model)),
-            "template": prepared.renderer.template.name,
-            "template_sha256": prepared.renderer.template.sha,
-            "stop_ids": list(prepared.renderer.stop_ids),
-            "rows": {
-                name: {"train": len(each.train), "heldout": len(each.heldout), "replay": len(each.replay)}
-                for name, each in prepared.stages.items()
-            },
-        }
-    )
+def _account(loaded: LoadedRecipe, prepared: PreparedRun) -> dict[str, object]:
+    """What the run is made from, by hash: base, template, and every stage's rows."""
+    return {
+        "recipe": loaded.source,
+        "base_sha256": weights_sha_on_disk(Weights(loaded.recipe.model)),
+        "template": prepared.renderer.template.name,
+        "template_sha256": prepared.renderer.template.sha,
+        "stop_ids": list(prepared.renderer.stop_ids),
+        "rows": {name: _rows(stage) for name, stage in prepared.stages.items()},
+    }
+
+
+def _rows(stage: Prepared) -> dict[str, object]:
+    sides = {"train": stage.train, "heldout": stage.heldout, "replay": stage.replay}
+    shas = [tree.sha() for trees in sides.values() for tree in trees]
+    numbers: dict[str, object] = {name: len(trees) for name, trees in sides.items()}
+    return numbers | {"sha256": hashlib.sha256("".join(shas).encode()).hexdigest()}
+
+
+def _refuse_other_inputs(run: RunFolder, account: Mapping[str, object]) -> None:
+    """A stage that has begun goes on only on the rows, base and template that it began on."""
+    before = run.read_manifest()
+    rows_before, rows = before.get("rows"), account["rows"]
+    if not isinstance(rows_before, dict):
+        return
+    assert isinstance(rows, dict)
+    begun = [name for name in rows if name in rows_before and run.stage(name).has_begun()]
+    other = [name for name in begun if rows_before[name] != rows[name]]
+    changed = [f"stage {name}: rows {rows_before[name]} -> {rows[name]}" for name in other]
+    if begun:
+        keys = ("base_sha256", "template_sha256")
+        changed += [f"{key}: {before.get(key)} -> {account[key]}" for key in keys if before.get(key) != account[key]]
+    if changed:
+        raise ResumeError(
+            "what the run is made from has changed since it began:\n" + "\n".join(f"  {line}" for line in changed),
+            where=str(run.path),
+            remedy="Give this run another `name`, or bring back what it began with; nothing was overwritten.",
+        )

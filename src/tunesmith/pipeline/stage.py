@@ -25,7 +25,7 @@ from tunesmith.model.results import StageResult, read_result, write_result
 from tunesmith.objectives import Objective, objective_of
 from tunesmith.pipeline.check import disk_need
 from tunesmith.pipeline.starts import weights_sha_on_disk
-from tunesmith.recipe.models import Stage
+from tunesmith.recipe.models import Full, Stage
 from tunesmith.runs.atomic import free_bytes, publish_folder
 from tunesmith.runs.folder import RunFolder
 from tunesmith.train.loop import References, train_stage
@@ -94,6 +94,7 @@ def run_stage(job: StageJob) -> None:
     if is_finished(job, inputs):
         job.observer.noted(f"stage {job.stage.name}: finished before, with the same inputs; not run again")
         return
+    job.observer.noted(f"stage {job.stage.name}: {job.stage.method}, {_described(job)}")
     policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
     _check_disk(job, policy)
     engine, report = checked_engine(policy.model, job.trees)
@@ -114,6 +115,14 @@ def run_stage(job: StageJob) -> None:
         inputs={"start": weights_sha_on_disk(job.weights), "template": job.renderer.template.sha},
     )
     _save(job, policy, num_steps=outcome.result_step, inputs=inputs)
+
+
+def _described(job: StageJob) -> str:
+    """What is trained, and where it starts, in words."""
+    tuning = job.stage.tuning
+    trained = "all weights" if isinstance(tuning, Full) else f"LoRA r {tuning.r}, alpha {tuning.alpha:g}"
+    adapter = f" with the adapter {job.weights.adapter}" if job.weights.adapter is not None else ""
+    return f"{trained}, from {job.weights.full.path}{adapter}"
 
 
 def _check_disk(job: StageJob, policy: Policy) -> None:

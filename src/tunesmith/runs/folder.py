@@ -67,6 +67,10 @@ class StageFolder:
         """The whole model, as transformers loads it."""
         return self.path / "model"
 
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint or a result, so that other inputs would make two runs of one."""
+        return self.result_path.is_file() or any(self.checkpoints.glob("step-*"))
+
     def create(self) -> StageFolder:
         """Make the folders, and remove what an interrupted write left in them."""
         with disk_errors(self.path):

@@ -110,7 +110,8 @@ class PlainLines:
         self._print(text)
 
     def finished(self) -> None:
-        """Nothing."""
+        """What follows is no longer this stage's."""
+        self._stage = ""
 
     def _print(self, text: str) -> None:
         print(f"[{self._stage}] {text}" if self._stage else text, file=self._stream, flush=True)
@@ -156,6 +157,7 @@ class LiveLine:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+        self._stage = ""
 
 
 def observer_for(stream: TextIO | None = None) -> Observer:

@@ -36,7 +36,7 @@ def test_what_a_run_leaves_behind(inputs: Path) -> None:
     run = tunesmith.run(tiny_recipe(inputs))
     assert load_recipe(run / "recipe.yaml").recipe == tunesmith.parse_recipe(tiny_recipe(inputs)).recipe
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["rows"]["dpo"] == {"train": 8, "heldout": 4, "replay": 0}
+    assert manifest["rows"]["dpo"].items() >= {"train": 8, "heldout": 4, "replay": 0}.items()
     assert {"base_sha256", "template_sha256", "stop_ids", "packages"} <= set(manifest)
     for name, method in (("sft", "sft"), ("dpo", "dpo")):
         result = json.loads((run / f"stages/{name}/result.json").read_text())
