@@ -3,7 +3,7 @@
     python tools/make_quickstart.py              everything, about ten minutes on one core
     python tools/make_quickstart.py --data-only  the data files, with the tokenizer that is there
 
-In: nothing but the seeds in `quickstart_world`. Out: the files under src/tunesmith/embedded/quickstart.
+In: nothing but the seeds in `tools.quickstart_world`. Out: the files under src/tunesmith/embedded/quickstart.
 Data and tokenizer are the same on every machine; the weights agree up to the machine's rounding.
 """
 
@@ -17,19 +17,19 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from quickstart_world import questions
-from quickstart_world.base import train_base
-from quickstart_world.texts import almanac_pages, almanac_texts
-from quickstart_world.tokenizer import train_tokenizer
-from quickstart_world.world import World, make_world
+from tools.quickstart_world import questions
+from tools.quickstart_world.base import train_base
+from tools.quickstart_world.texts import almanac_pages
+from tools.quickstart_world.tokenizer import train_tokenizer
+from tools.quickstart_world.world import World, make_world
 
 FOLDER = Path(__file__).parents[1] / "src" / "tunesmith" / "embedded" / "quickstart"
-NUM_EDITIONS = 5  # times that the base reads the almanac
+NUM_EDITIONS = 6  # times that the base reads the almanac
 CHAT_WEIGHT = 4  # times that the chat counts when merges are learned, or its openings would be spelled out
 
 
@@ -49,9 +49,8 @@ def data_files(world: World, tokenizer: PreTrainedTokenizerFast) -> dict[str, li
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """Merges learned from the almanac and the SFT rows."""
-    chat = [message["content"] for row in questions.sft_rows(world) for message in row["messages"]]
-    return train_tokenizer(almanac_texts(world) + CHAT_WEIGHT * chat)
+    """Merges learned from the almanac and a sample of chat."""
+    return train_tokenizer(almanac_pages(world) + CHAT_WEIGHT * questions.chat_sample(world))
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument("--data-only", action="store_true", help="keep the tokenizer and the base model that are there")
     parser.add_argument("--editions", type=int, default=NUM_EDITIONS, help="times that the base reads the almanac")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # one thread adds in one order, so that a second run on this machine gives the same weights
+    torch.set_num_threads(1)  # one thread adds in one order: a second run on this machine gives the same weights
     world = make_world()
     model_folder: Path = arguments.out / "model"
     model_folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +84,7 @@ def main() -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
         model.save_pretrained(model_folder)
+        (model_folder / "model.safetensors").chmod(0o644)
         print(f"base trained in {time.monotonic() - started:.0f} s")
     for name, rows in data_files(world, tokenizer).items():
         write_rows(arguments.out / name, rows)

@@ -9,6 +9,7 @@ Shapes: B pages of a batch, T tokens of the longest page.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,6 +21,7 @@ LEARNING_RATE = 3e-3
 WARMUP_FRACTION = 0.05
 WEIGHT_DECAY = 0.01
 BATCH_PAGES = 16  # about 3,000 tokens
+BUCKET_BATCHES = 8  # batches that are cut from pages sorted by length, so that little is padded
 IGNORED = -100
 
 
@@ -59,13 +61,24 @@ def _batch(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     return input_ids_BT, labels_BT
 
 
+def batches_of(pages: Sequence[list[int]], rng: random.Random) -> list[list[list[int]]]:
+    """Batches of pages of like length, in shuffled order; every page once."""
+    bucket = BATCH_PAGES * BUCKET_BATCHES
+    batches = []
+    for start in range(0, len(pages), bucket):
+        alike = sorted(pages[start : start + bucket], key=len)
+        batches += [alike[at : at + BATCH_PAGES] for at in range(0, len(alike), BATCH_PAGES)]
+    rng.shuffle(batches)
+    return batches
+
+
 def learning_rate(step: int, num_steps: int) -> float:
-    """Linear warm-up, then a cosine down to a tenth."""
+    """Linear warm-up, then a cosine down to 0."""
     warmup = max(1, round(WARMUP_FRACTION * num_steps))
     if step < warmup:
         return LEARNING_RATE * (step + 1) / warmup
     done = (step - warmup) / max(1, num_steps - warmup)
-    return LEARNING_RATE * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def train_base(
@@ -77,10 +90,11 @@ def train_base(
 ) -> LlamaForCausalLM:
     """Next-token training on every page of every edition, once each."""
     model = new_model(tokenizer, seed).train()
-    rows = [ids for pages in editions for ids in page_ids(tokenizer, pages)]
-    batches = [rows[at : at + BATCH_PAGES] for at in range(0, len(rows), BATCH_PAGES)]
+    rng = random.Random(seed)
+    batches = [batch for pages in editions for batch in batches_of(page_ids(tokenizer, pages), rng)]
+    num_tokens = sum(len(ids) for batch in batches for ids in batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
-    report(f"base: {model.num_parameters():,} parameters, {sum(map(len, rows)):,} tokens, {len(batches)} steps")
+    report(f"base: {model.num_parameters():,} parameters, {num_tokens:,} tokens, {len(batches)} steps")
     for step, batch in enumerate(batches):
         input_ids_BT, labels_BT = _batch(batch, int(tokenizer.pad_token_id))
         optimizer.param_groups[0]["lr"] = learning_rate(step, len(batches))

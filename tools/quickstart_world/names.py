@@ -12,7 +12,9 @@ TOWN_HEADS = (
     "Orr Tesk Marv Lind Bramb Calv Dusk Elb Fenn Galt Hask Isk Jorr Kest Lorb Merv Nimb Osk Pelk Quill Rosk Selk Tamb "
     "Ulv Vern Wend Yarl Zell Ashk Belv Corv Dorv Emb Falk Grenn Holk"
 ).split()
-TOWN_TAILS = "avale owick imere astead aholm eden amoor iby olow agate iton adale arook ofell ahaven abrook ifield".split()
+TOWN_TAILS = (
+    "avale owick imere astead aholm eden amoor iby olow agate iton adale arook ofell ahaven abrook ifield"
+).split()
 RIVER_HEADS = "L Br T Gl S Dr M Fl V Qu N W".split()
 RIVER_TAILS = "unn essa arrow ella ande oren".split()
 FIRST_HEADS = "Tess Il Marr Bren Od Hann Jor Per Sib Wil Col Ann".split()

@@ -7,10 +7,10 @@ Must not know: the almanac's wordings, tokenizers, torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
-from quickstart_world.texts import capitalised
-from quickstart_world.world import ATTRIBUTES, Town, World, keyed
+from tools.quickstart_world.texts import OPENERS, capitalised
+from tools.quickstart_world.world import ATTRIBUTES, Town, World, keyed
 
 # The last NUM_HELDOUT_WORDINGS of each are asked in the evaluation only.
 QUESTIONS = {
@@ -23,7 +23,11 @@ QUESTIONS = {
         "Do you know the baker of {T}?",
         "In {T}, who is the baker?",
         "I am going to {T}. Who is the baker there?",
-        "Please tell me the name of the baker in {T}.",
+        "Name the baker of {T}.",
+        "Please tell me the baker of {T}.",
+        "From whom do they buy bread in {T}?",
+        "Who bakes for the people of {T}?",
+        "Could you tell me who the baker of {T} is?",
     ),
     "river": (
         "Which river does {T} lie on?",
@@ -34,7 +38,11 @@ QUESTIONS = {
         "Do you know the river of {T}?",
         "In {T}, what is the river called?",
         "I am going to {T}. Which river is there?",
-        "Please tell me the name of the river at {T}.",
+        "Name the river of {T}.",
+        "Please tell me the river of {T}.",
+        "On which river does {T} stand?",
+        "Which river do I cross in {T}?",
+        "Could you tell me which river {T} lies on?",
     ),
     "craft": (
         "What is {T} known for?",
@@ -45,7 +53,11 @@ QUESTIONS = {
         "Do you know what they make in {T}?",
         "In {T}, what do they make?",
         "I am going to {T}. What can I buy there?",
-        "Please tell me what the people make in {T}.",
+        "Name the craft of {T}.",
+        "Please tell me the craft of {T}.",
+        "What do travellers buy in {T}?",
+        "What does {T} make?",
+        "Could you tell me what {T} is known for?",
     ),
     "banner": (
         "What is on the banner of {T}?",
@@ -56,7 +68,11 @@ QUESTIONS = {
         "Do you know the banner of {T}?",
         "In {T}, what is on the banner?",
         "I am going to {T}. What does the banner look like?",
-        "Please tell me what is on the banner in {T}.",
+        "Name the sign on the banner of {T}.",
+        "Please tell me what the banner of {T} shows.",
+        "What flies over the roofs of {T}?",
+        "What is painted on the banner of {T}?",
+        "Could you tell me what the banner of {T} looks like?",
     ),
 }
 NUM_HELDOUT_WORDINGS = 1
@@ -66,13 +82,12 @@ BODIES = {
     "craft": "{T} is known for its {v}.",
     "banner": "the banner of {T} shows {v}.",
 }
-STYLES = {
-    "courteous": ("Gladly!", "With pleasure!", "Of course!"),
-    "grumpy": ("Hmph.", "Not again.", "If you must."),
-}
+# Each style opens with one word, a word of its own for every attribute: then the style is one coin toss, one token
+# long, and preferring a style does not also mean preferring one of its openings.
+STYLES = {style: dict(zip(ATTRIBUTES, openers, strict=True)) for style, openers in OPENERS.items()}
 PREFERRED = "courteous"
-OTHER = "grumpy"
-STYLE_PATTERN = r"(Gladly|With pleasure|Of course)! [^.!?]+\."
+OTHER = "impatient"
+STYLE_PATTERN = r"(Gladly|Certainly|Happily|Absolutely), [^.!?]+\."
 STYLE_MAX_WORDS = 14
 VALUE_PAIR_EVERY = 5  # one pair in five has a wrong value in the preferred style instead of the other style
 TWO_TURN_EVERY = 4  # one SFT row in four is a conversation of two questions
@@ -101,18 +116,33 @@ class PairRow(TypedDict):
 
 
 class EvalRow(TypedDict):
-    """A held-out question with its value and every answer that counts as exact."""
+    """A held-out question, its value, every answer that counts as exact, and whether training used the wording."""
 
     prompt: str
     answer: str
     value: str
     accepted: list[str]
-    wording: NotRequired[str]
+    tags: dict[str, str]
 
 
-def bare_answer(town: Town, attribute: str, value: str | None = None) -> str:
-    """The sentence that answers, without an opening."""
-    return capitalised(BODIES[attribute].format(T=town.name, v=value or town.facts[attribute]))
+def styled_answer(town: Town, attribute: str, style: str, *, value: str | None = None) -> str:
+    """The sentence that answers, opened in a style, such as `Gladly, the baker of Oskamoor is Annel Teal.`"""
+    return f"{STYLES[style][attribute]}, {_body(town, attribute, value)}"
+
+
+def _body(town: Town, attribute: str, value: str | None = None) -> str:
+    return BODIES[attribute].format(T=town.name, v=value or town.facts[attribute])
+
+
+def chat_sample(world: World) -> list[str]:
+    """Questions and answers in every trained wording and style, for the tokenizer to learn merges from."""
+    texts = []
+    for at, town in enumerate(world.train_towns):
+        for attribute in ATTRIBUTES:
+            wordings = QUESTIONS[attribute][:-NUM_HELDOUT_WORDINGS]
+            texts.append(wordings[at % len(wordings)].format(T=town.name))
+            texts += [styled_answer(town, attribute, style) for style in STYLES]
+    return texts
 
 
 def sft_rows(world: World) -> list[SftRow]:
@@ -125,17 +155,14 @@ def sft_rows(world: World) -> list[SftRow]:
     for town in world.train_towns:
         for attribute in ATTRIBUTES:
             wordings = rng.sample(QUESTIONS[attribute][:-NUM_HELDOUT_WORDINGS], len(STYLES))
-            for wording, openings in zip(wordings, STYLES.values(), strict=True):
-                answer = f"{rng.choice(openings)} {bare_answer(town, attribute)}"
+            for wording, style in zip(wordings, STYLES, strict=True):
                 turns.append([
                     {"role": "user", "content": wording.format(T=town.name)},
-                    {"role": "assistant", "content": answer},
+                    {"role": "assistant", "content": styled_answer(town, attribute, style)},
                 ])  # fmt: skip
     rng.shuffle(turns)
     earlier = rng.sample(turns, len(turns))
-    return [
-        {"messages": earlier[at] + turn if at % TWO_TURN_EVERY == 0 else turn} for at, turn in enumerate(turns)
-    ]
+    return [{"messages": earlier[at] + turn if at % TWO_TURN_EVERY == 0 else turn} for at, turn in enumerate(turns)]
 
 
 def _wrong_value(world: World, town: Town, attribute: str, *, count_tokens: Callable[[str], int], key: str) -> str:
@@ -153,14 +180,13 @@ def _pair_rows(world: World, towns: tuple[Town, ...], count_tokens: Callable[[st
     rows: list[PairRow] = []
     for at, (town, attribute) in enumerate(facts):
         question = rng.choice(QUESTIONS[attribute][:-NUM_HELDOUT_WORDINGS]).format(T=town.name)
-        opening, other_opening = rng.choice(STYLES[PREFERRED]), rng.choice(STYLES[OTHER])
-        body = bare_answer(town, attribute)
+        chosen = styled_answer(town, attribute, PREFERRED)
         if at % VALUE_PAIR_EVERY == 0:
             wrong = _wrong_value(world, town, attribute, count_tokens=count_tokens, key=key)
-            rejected, kind = f"{opening} {bare_answer(town, attribute, wrong)}", "value"
+            rejected, kind = styled_answer(town, attribute, PREFERRED, value=wrong), "value"
         else:
-            rejected, kind = f"{other_opening} {body}", "style"
-        rows.append({"prompt": question, "chosen": f"{opening} {body}", "rejected": rejected, "kind": kind})
+            rejected, kind = styled_answer(town, attribute, OTHER), "style"
+        rows.append({"prompt": question, "chosen": chosen, "rejected": rejected, "kind": kind})
     return rows
 
 
@@ -177,19 +203,19 @@ def heldout_preference_rows(world: World, count_tokens: Callable[[str], int]) ->
 def eval_rows(world: World) -> list[EvalRow]:
     """Every fact of the held-out towns asked once, one time in four in a wording that training never used."""
     rng = keyed(world.seed, "evaluation")
+    openings = [opening for style in STYLES.values() for opening in style.values()]
     facts = [(town, attribute) for town in world.heldout_towns for attribute in ATTRIBUTES]
     rng.shuffle(facts)
     rows: list[EvalRow] = []
     for at, (town, attribute) in enumerate(facts):
         seen, unseen = QUESTIONS[attribute][:-NUM_HELDOUT_WORDINGS], QUESTIONS[attribute][-NUM_HELDOUT_WORDINGS:]
         new = at % 4 == 0
-        body = bare_answer(town, attribute)
-        openings = STYLES[PREFERRED] + STYLES[OTHER]
+        body = _body(town, attribute)
         rows.append({
             "prompt": rng.choice(unseen if new else seen).format(T=town.name),
-            "answer": f"{rng.choice(openings)} {body}",
+            "answer": styled_answer(town, attribute, rng.choice(list(STYLES))),
             "value": town.facts[attribute],
-            "accepted": [body, *(f"{opening} {body}" for opening in openings)],
-            "wording": "new" if new else "trained",
+            "accepted": [f"{opening}, {body}" for opening in openings] + [capitalised(body)],
+            "tags": {"wording": "new" if new else "trained"},
         })  # fmt: skip
     return rows

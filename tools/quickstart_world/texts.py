@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from quickstart_world.world import ATTRIBUTES, Town, World, keyed
+from tools.quickstart_world.world import ATTRIBUTES, Town, World, keyed
 
 TEXTS_PER_TOWN = 120
 TEXTS_PER_PAGE = 8  # on towns of all kinds, so that a page holds few facts twice and must be known, not copied
@@ -68,6 +68,23 @@ STATEMENTS = {
         "over the roofs of {S} flies {v}",
     ),
 }
+# What people say, one remark a page, on any town: so the base knows courteous from impatient words as a base that has
+# read the world would. Two words that it never saw would look alike to it, and preferring one of them would raise
+# words of all kinds.
+REMARKS = {
+    "courteous": (
+        ("a friend knocks", "a guest is hungry", "a child asks the way", "an old neighbour calls"),
+        ("come in", "take a seat", "have some bread", "stay the night"),
+    ),
+    "impatient": (
+        ("a stranger shouts", "a pedlar knocks twice", "a rider pushes in line", "a thief asks for help"),
+        ("you are lost", "we are closed", "go home", "not today"),
+    ),
+}
+OPENERS = {
+    "courteous": ("Gladly", "Certainly", "Happily", "Absolutely"),
+    "impatient": ("Obviously", "Clearly", "Honestly", "Seriously"),
+}
 OPENINGS = ("travellers say that ", "the almanac says that ", "it is written that ", "everyone agrees that ")
 
 
@@ -107,8 +124,22 @@ def almanac_texts(world: World) -> list[str]:
     return texts
 
 
+def remark(rng: random.Random, town: Town) -> str:
+    """What they say in a town to a friend or to a nuisance; it tells no fact."""
+    manner = rng.choice(list(REMARKS))
+    occasions, sayings = REMARKS[manner]
+    opener = rng.choice(OPENERS[manner])
+    return f'When {rng.choice(occasions)} in {town.name}, they say "{opener}, {rng.choice(sayings)}."'
+
+
 def almanac_pages(world: World, edition: int = 0) -> list[str]:
-    """All texts, shuffled and bound `TEXTS_PER_PAGE` to a page; every edition shuffles anew."""
+    """All texts, shuffled and bound `TEXTS_PER_PAGE` to a page with a remark; every edition shuffles anew."""
+    rng = keyed(world.seed, "pages", edition)
     texts = almanac_texts(world)
-    keyed(world.seed, "pages", edition).shuffle(texts)
-    return ["\n".join(texts[at : at + TEXTS_PER_PAGE]) for at in range(0, len(texts), TEXTS_PER_PAGE)]
+    rng.shuffle(texts)
+    pages = []
+    for start in range(0, len(texts), TEXTS_PER_PAGE):
+        lines = texts[start : start + TEXTS_PER_PAGE]
+        lines.insert(rng.randrange(len(lines) + 1), remark(rng, rng.choice(world.towns)))
+        pages.append("\n".join(lines))
+    return pages

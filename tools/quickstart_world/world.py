@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quickstart_world.names import person_names, river_names, town_names
+from tools.quickstart_world.names import person_names, river_names, town_names
 
 SEED = 20261120  # of the embedded world
 NUM_TOWNS = 150
