@@ -13,10 +13,11 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
+from tunesmith.model.lora import FusedLinear
 from tunesmith.recipe.models import Lora
 
 WEIGHTS = "adapter_model.safetensors"
@@ -33,6 +34,8 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+    if model.config.to_dict().get("quantization_config") is None:  # bitsandbytes' layers are nn.Linear too
+        config._register_custom_module({nn.Linear: FusedLinear})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

@@ -23,7 +23,7 @@ _BUCKET_NUMBERS = 16 * 2**20
 
 _RANK_TIMEOUT = timedelta(minutes=10)
 
-FOREST_TOKENS = {"cpu": 2048, "cuda": 16384}
+FOREST_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Tokens of a micro-batch where the recipe leaves it open: enough to fill the arithmetic units, small in memory."""
 
 
