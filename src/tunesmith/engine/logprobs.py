@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
-"""Float32 logits alive at a time: some 500 rows of a 32,000-word vocabulary on a CPU, where the products with the head reach their full rate."""
+"""Float32 logits alive at a time: on a CPU some 500 rows of a vocabulary of 32,000, where products reach their rate."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
