@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import ModelError, NumericsError, RunFolderError
-from tunesmith.model.adapters import merged
 from tunesmith.model.load import load_model, load_tokenizer
 from tunesmith.model.machine import Machine
-from tunesmith.model.policy import Policy, Weights, save_policy
+from tunesmith.model.policy import Policy, Weights, merged_model, save_policy
 from tunesmith.model.stage import LoadedStage, load_stage
 from tunesmith.recipe.models import Model
 from tunesmith.runs.atomic import publish_folder, write_json
@@ -60,9 +59,7 @@ def merge_run(run: Path, stage: str | None = None, to: Path | None = None) -> Pa
 
 
 def _write(loaded: LoadedStage, folder: Path) -> None:
-    adapted = loaded.policy.adapted
-    model = loaded.model if adapted is None else merged(adapted)
-    policy = Policy(model, loaded.tokenizer, Weights(loaded.policy.weights.full))
+    policy = Policy(merged_model(loaded.policy), loaded.tokenizer, Weights(loaded.policy.weights.full))
     save_policy(policy, folder, stop_ids=loaded.stop_ids, chat_template=loaded.renderer.template.source)
 
 

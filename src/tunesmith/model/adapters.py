@@ -132,10 +132,7 @@ def inner_model(adapted: PeftModel) -> PreTrainedModel:
 
 
 def merged(adapted: PeftModel) -> PreTrainedModel:
-    """The model with the adapter folded into its weights; a 4-bit base is dequantized first, as it was trained."""
-    model = inner_model(adapted)
-    if model.config.to_dict().get("quantization_config") is not None:
-        model.dequantize()
+    """The model with the adapter folded into its weights, which must not be quantized."""
     folded = adapted.merge_and_unload(safe_merge=True)
     assert isinstance(folded, PreTrainedModel)
     return folded

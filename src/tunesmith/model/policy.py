@@ -85,6 +85,22 @@ def policy_for_reading(weights: Weights, *, device: torch.device) -> Policy:
     return Policy(inner_model(adapted), tokenizer, weights, adapted)
 
 
+def merged_model(policy: Policy) -> PreTrainedModel:
+    """The policy with its adapter, if any, folded in.
+
+    A 4-bit base is read again and dequantized first: the weights that it was trained with, not the original ones.
+    """
+    if policy.adapted is None:
+        return policy.model
+    if policy.weights.full.quantization == "none":
+        return merged(policy.adapted)
+    assert policy.weights.adapter is not None
+    base = load_model(policy.weights.full, device=policy.model.device, dtype=policy.model.dtype)
+    with quiet_transformers():
+        base.dequantize()
+    return merged(load_adapter(base, policy.weights.adapter))
+
+
 def set_stop_ids(model: PreTrainedModel, stop_ids: tuple[int, ...]) -> None:
     """Write the ids at which generation stops into the model's generation config (TRAPS 15)."""
     generation = model.generation_config

@@ -147,7 +147,9 @@ def _references(job: StageJob, engine: Engine, objective: Objective) -> Referenc
         fingerprint=weights_sha(engine.model),
         cache_folder=default_cache_folder(),
     )
-    source = "from the cache, 16 rows recomputed and equal" if cached else "computed once, cached for later runs"
+    source = (
+        "from the cache, a sample of them recomputed and equal" if cached else "computed once, cached for later runs"
+    )
     job.observer.noted(f"reference: the policy at the start of this stage, {len(trees)} rows {source}")
     num_train = len(job.prepared.train)
     return scores[:num_train], scores[num_train:]
