@@ -1,4 +1,4 @@
-"""A 4-bit base: trained, compared with its reference, and merged into the weights that it was trained with (TRAPS 56)."""
+"""A 4-bit base: trained against its own reference, and merged into the weights that it was trained with (TRAPS 56)."""
 
 from __future__ import annotations
 
