@@ -42,11 +42,43 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class BadRow:
+    """A malformed row: where it stands, which field, what was found there and what is wanted.
+
+    `sha` is "" where the row could not even be read.
+    """
+
+    id: str
+    field: str
+    found: str
+    wanted: str
+    sha: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an assistant's turn makes; `arguments` is the text of a JSON object, keys in the file's order."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; role is system, user, assistant or tool."""
+    """One turn of a conversation; role is system, user, assistant or tool.
+
+    `reasoning` and `calls` belong to assistant turns, `name` and `call_id` to tool turns (whose answer it is).
+    `weight` is the file's loss weight, None where it gives none.
+    """
 
     role: str
     content: str
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    call_id: str = ""
+    weight: float | None = None
 
 
 Text = str
@@ -59,6 +91,8 @@ class Example:
 
     A prompt/answer pair of strings is trained as it stands, without a chat template.
     `value` is the bare answer that a comparison may look for; `accepted` are the answers it counts as exact.
+    `tools` is the text of the JSON array of tools that the prompt offers, "" for none. `scores` holds one number
+    an answer where the file gives them (higher is better), `label` whether the one answer is desirable (KTO).
     """
 
     id: str
@@ -68,6 +102,9 @@ class Example:
     value: str | None = None
     accepted: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    tools: str = ""
+    scores: tuple[float, ...] = ()
+    label: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

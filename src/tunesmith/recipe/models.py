@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -28,6 +28,8 @@ FormatName = Literal[
     "preference",
     "transcripts",
     "preferred_output",
+    "ranked",
+    "labeled",
 ]
 
 
@@ -50,6 +52,7 @@ Steps = Annotated[int, Unit("steps")]
 Passes = Annotated[int, Unit("passes")]
 Checkpoints = Annotated[int, Unit("checkpoints")]
 Threads = Annotated[int, Unit("threads")]
+Workers = Annotated[int, Unit("processes")]
 Resamples = Annotated[int, Unit("resamples")]
 Share = Annotated[float, Unit("share")]
 
@@ -74,14 +77,23 @@ class Model(Strict):
     quantization: Literal["none", "nf4"] = "none"
     """nf4: 4-bit base weights with double quantization (needs bitsandbytes and LoRA)."""
     chat_template: str | None = None
-    """A Jinja file, or the built-in `plain`; null uses the model's own, and `plain` where it has none."""
+    """A Jinja file, or the built-in `plain` or `chatml`; null uses the model's own, and where it has none `chatml` if the
+    tokenizer holds its tokens, else `plain`."""
 
 
 class Source(Strict):
-    """One file of rows."""
+    """One source of rows: a file, a folder or pattern of files, or a Hugging Face data set."""
 
     path: str = Field(min_length=1)
-    """A .jsonl, .json, .jsonl.gz or .parquet file, relative to the working directory, or `embedded:quickstart/NAME`."""
+    """A .jsonl, .json (both also .gz and .zst), .parquet, .csv, .tsv, .txt or .md file; a folder or a pattern (`data/*.jsonl`)
+    of them; a folder that `datasets` saved; a Hugging Face data set id (`org/name`); or `embedded:quickstart/NAME`.
+    Paths are relative to the working directory."""
+    config: str | None = None
+    """Configuration of a Hugging Face data set; null where it has only one."""
+    split: str | None = None
+    """Split of a data set, with an optional slice (`train[:5000]`); null takes `train`."""
+    revision: str | None = None
+    """Commit of a Hugging Face data set; null takes the newest, which the run's manifest then names."""
     format: FormatName = "auto"
     """The shape of the rows; auto detects it from the rows and prints the decision."""
     render: Literal["auto", "chat", "text"] = "auto"
@@ -90,7 +102,26 @@ class Source(Strict):
     columns: dict[str, str] = Field(default_factory=dict)
     """Renames, wanted name to the file's name: `{prompt: question}` reads the column `question` as `prompt`."""
     limit: Rows | None = Field(None, ge=1)
-    """Rows to read from the start of the file; null reads all."""
+    """Rows to read from the start of the source; null reads all."""
+    weight: float | None = Field(None, gt=0)
+    """Share of this source in an epoch, relative to the stage's other sources; null (in all of them): every row is
+    trained. The source that is shortest for its weight is taken whole, of the others rows are left out, by content
+    hash."""
+    sanitize: bool = True
+    """Control tokens that a row's text spells become ordinary text; false lets rows write control tokens."""
+
+
+def _percent(value: object) -> object:
+    """`1%` means 0.01; everything else is left to the field's own check."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Percent = Annotated[float, BeforeValidator(_percent), Unit("share")]
 
 
 class Replay(Strict):
@@ -149,7 +180,17 @@ class StageBase(Strict):
     heldout_fraction: Share = Field(0.0, ge=0, lt=1)
     """Share of the training rows moved to the held-out side, chosen by content hash."""
     max_length: Tokens = Field(2048, ge=2)
-    """Longest prompt + answer in tokens; longer rows are dropped, counted and listed."""
+    """Longest prompt + answer in tokens; `too_long` says what becomes of longer rows."""
+    too_long: Literal["drop", "truncate_prompt_start", "truncate_answer", "split", "stop"] = "drop"
+    """drop: longer rows are left out, counted and listed; truncate_prompt_start: the oldest turns of the prompt are
+    left out (the system message stays); truncate_answer: the last turns of the answer are left out; split (plain text
+    only): the text goes on in another row; stop: the run stops. A turn is never cut in half."""
+    on_bad_row: Literal["stop", "drop"] = "stop"
+    """Malformed rows: stop the run with up to 20 of them shown, or drop and count them up to `max_bad_rows`."""
+    max_bad_rows: Percent = Field(0.01, ge=0, le=1)
+    """Share of malformed rows past which the run stops even with `on_bad_row: drop`; a number or a percentage."""
+    duplicates: Literal["keep", "merge"] = "keep"
+    """Exact repetitions of a training row: trained each time and reported, or merged into the first."""
     epochs: Passes = Field(1, ge=1)
     """Passes over the training rows."""
     max_steps: Steps | None = Field(None, ge=1)
@@ -189,6 +230,9 @@ class SftStage(StageBase):
 
     method: Literal["sft"] = "sft"
     """Supervised fine-tuning on answers."""
+    train_on: Literal["assistant", "last_assistant", "all", "weights"] = "assistant"
+    """Which turns of a conversation are trained: every assistant turn, the last one, every token, or the assistant
+    turns to which the rows give a weight of 1."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate. 2e-4 suits LoRA; full fine-tuning wants about a tenth of it."""
     replay: Replay | None = None
@@ -272,3 +316,6 @@ class Recipe(Strict):
     """Where run folders are made, relative to the working directory."""
     threads: Threads = Field(0, ge=0)
     """CPU threads; 0 takes every core this process may use."""
+    data_workers: Workers = Field(0, ge=0)
+    """Processes that prepare rows; 0 takes one a core where there are enough rows for it to pay. It cannot change the
+    result."""

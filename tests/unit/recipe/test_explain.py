@@ -96,7 +96,7 @@ def test_rows_have_value_unit_origin_and_why() -> None:
     rows = {row.path: row for row in explain(parse_recipe(VALUES, ["stages.dpo.max_length=512"]))}
     row = rows["stages[0].max_length"]
     assert (row.value, row.unit, row.origin) == ("512", "tokens", "override stages.dpo.max_length=512")
-    assert row.why == "Longest prompt + answer in tokens; longer rows are dropped, counted and listed."
+    assert row.why == "Longest prompt + answer in tokens; `too_long` says what becomes of longer rows."
     assert rows["stages[0].beta"].origin == "default"
     assert rows["name"].origin == "recipe"
     assert rows["stages[0].max_steps"].unit == "steps"  # also where the type allows null
