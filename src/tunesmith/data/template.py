@@ -30,6 +30,14 @@ BOS{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '### Assistant:\\n' }}{%- endif -%}
 """
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+# A system message is written only where the row has one; every turn ends with a token of its own.
+CHATML = """\
+BOS{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
 PROBE_QUESTION = "probe question"
 PROBE_ANSWER = "probe answer"
 
@@ -66,12 +74,16 @@ class TurnShape:
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> ChatTemplate:
-    """The recipe's Jinja file or `plain`; else the model's own; else `plain`, with a note.
+    """The recipe's Jinja file, `plain` or `chatml`; else the model's own; else a built-in one, with a note.
+
+    `chatml` where the tokenizer holds its tokens, `plain` where not.
 
     Raises ModelError where the file cannot be read.
     """
     if chat_template == "plain":
         return plain_template(tokenizer)
+    if chat_template == "chatml":
+        return chatml_template(tokenizer)
     if chat_template is not None:
         return ChatTemplate(name=chat_template, source=_read(chat_template))
     own = tokenizer.chat_template
@@ -79,16 +91,35 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Non
         own = own.get("default")
     if own:
         return ChatTemplate(name="the model's own", source=own)
+    if not set(CHATML_TOKENS) - set(tokenizer.get_added_vocab()):
+        note = "The model has no chat template: the built-in `chatml` one is used (its tokens are in the tokenizer)."
+        return ChatTemplate("chatml", chatml_template(tokenizer).source, note)
     plain = plain_template(tokenizer)
     note = "The model has no chat template: the built-in `plain` one is used (text markers, no new tokens)."
     return ChatTemplate(plain.name, plain.source, note)
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
-    """The built-in template; begins with BOS exactly where the tokenizer's own call does."""
+    """The built-in template without tokens of its own; begins with BOS exactly where the tokenizer's own call does."""
+    return ChatTemplate("plain", _with_bos(PLAIN, tokenizer))
+
+
+def chatml_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """The built-in ChatML; the tokenizer must hold `CHATML_TOKENS` by the time that it is used."""
+    return ChatTemplate("chatml", _with_bos(CHATML, tokenizer))
+
+
+def needed_tokens(chat_template: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Tokens that the recipe's choice of template needs and the tokenizer lacks: to be added and trained."""
+    if chat_template != "chatml":
+        return ()
+    return tuple(token for token in CHATML_TOKENS if token not in tokenizer.get_added_vocab())
+
+
+def _with_bos(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
     ids = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token_id is not None and list(ids)[:1] == [tokenizer.bos_token_id]
-    return ChatTemplate("plain", PLAIN.replace("BOS", "{{ bos_token }}" if begins else "", 1))
+    return source.replace("BOS", "{{ bos_token }}" if begins else "", 1)
 
 
 def _read(name: str) -> str:
@@ -98,7 +129,7 @@ def _read(name: str) -> str:
         raise ModelError(
             f"the chat template cannot be read: {error}",
             where=name,
-            remedy="`chat_template` is a Jinja file, `plain`, or null for the model's own.",
+            remedy="`chat_template` is a Jinja file, `plain`, `chatml`, or null for the model's own.",
         ) from error
     if not text.strip():
         raise ModelError("the chat template is empty", where=name)

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data.build import CHATML, GEMMA, LLAMA2, THINKING, byte_tokenizer, space_tokenizer, turns
-from tunesmith.data.template import ChatTemplate, TurnShape, choose_template, plain_template, probe_turn, render_text
+from tunesmith.data.template import (
+    CHATML_TOKENS,
+    ChatTemplate,
+    TurnShape,
+    choose_template,
+    needed_tokens,
+    plain_template,
+    probe_turn,
+    render_text,
+)
 from tunesmith.errors import ModelError
 
 
@@ -17,7 +26,7 @@ def test_the_choice_is_the_recipe_then_the_model_then_plain(tmp_path: Path) -> N
     assert choose_template(tokenizer, None).source == CHATML
     assert choose_template(tokenizer, None).note == ""
     assert choose_template(tokenizer, "plain").name == "plain"
-    fallback = choose_template(byte_tokenizer(), None)
+    fallback = choose_template(space_tokenizer(), None)
     assert fallback.name == "plain"
     assert fallback.note.startswith("The model has no chat template: the built-in `plain` one is used")
 
@@ -26,6 +35,18 @@ def test_the_default_of_several_templates_is_taken() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"tool_use": "x", "default": CHATML}
     assert choose_template(tokenizer, None).source == CHATML
+
+
+def test_chatml_is_taken_where_the_tokenizer_holds_its_tokens_or_by_name() -> None:
+    fallback = choose_template(byte_tokenizer(), None)
+    assert (fallback.name, needed_tokens(None, byte_tokenizer())) == ("chatml", ())
+    assert fallback.note.startswith("The model has no chat template: the built-in `chatml` one is used")
+    assert choose_template(space_tokenizer(), "chatml").name == "chatml"
+    assert needed_tokens("chatml", space_tokenizer()) == CHATML_TOKENS
+    assert needed_tokens("chatml", byte_tokenizer()) == needed_tokens("plain", space_tokenizer()) == ()
+    assert render_text(byte_tokenizer(), fallback, turns("q", "a", "r"), add_generation_prompt=True) == (
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_a_template_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
