@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import click
 
+from tunesmith.cli.data import data
 from tunesmith.cli.recipe import recipe
 from tunesmith.cli.stages import chat, check, compare, merge, quickstart, run
 from tunesmith.errors import ResourceError, StoppedError, TunesmithError
@@ -50,7 +51,7 @@ def cli() -> None:
     """
 
 
-for command in (quickstart, check, run, compare, chat, merge, recipe):
+for command in (quickstart, data, check, run, compare, chat, merge, recipe):
     cli.add_command(command)
 
 
