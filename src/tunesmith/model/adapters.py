@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
+from tunesmith.model.added_tokens import AddedTokens, fold_rows, indices_for_peft
 from tunesmith.model.lora import FusedLinear
 from tunesmith.recipe.models import Lora
 
@@ -24,8 +26,14 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
-    """A new adapter, in float32, whose output is 0 until it is trained; `seed` draws its first matrices."""
+NONE_ADDED = AddedTokens()
+
+
+def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int, added: AddedTokens = NONE_ADDED) -> PeftModel:
+    """A new adapter, in float32, whose output is 0 until it is trained; `seed` draws its first matrices.
+
+    The rows of `added` tokens in the embeddings and the head are part of it; the other rows stay frozen.
+    """
     config = LoraConfig(
         r=lora.r,
         # whole numbers as such: other tools read adapter_config.json, and some expect an int
@@ -33,6 +41,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
+        trainable_token_indices=indices_for_peft(model, added, lora.target_modules),
     )
     if model.config.to_dict().get("quantization_config") is None:  # bitsandbytes' layers are nn.Linear too
         config._register_custom_module({nn.Linear: FusedLinear})
@@ -55,6 +64,19 @@ def _wrapped(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     return adapted
 
 
+def _with_matrices(adapted: PeftModel) -> bool | Literal["auto"]:
+    """Whether the embeddings and the head go whole into the adapter's file: peft decides, but not where rows of them
+    are trained. Those are in the file, nothing else has changed, and peft would write both wherever a model has grown.
+    """
+    return "auto" if adapted.active_peft_config.to_dict().get("trainable_token_indices") is None else False
+
+
+def _weights_of(adapted: PeftModel) -> dict[str, Tensor]:
+    """What the adapter's file holds."""
+    weights: dict[str, Tensor] = get_peft_model_state_dict(adapted, save_embedding_layers=_with_matrices(adapted))
+    return weights
+
+
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"the adapter has no {WEIGHTS}", where=str(folder), remedy="Only safetensors adapters load.")
@@ -67,7 +89,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 def fill_adapter(adapted: PeftModel, folder: Path) -> None:
     """Put the weights of the adapter in `folder` into `adapted`; every name and shape must be there on both sides."""
     weights = _read_weights(folder)
-    wanted = get_peft_model_state_dict(adapted)
+    wanted = _weights_of(adapted)
     missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     if missing or extra:
         shown = ", ".join((missing or extra)[:2])
@@ -86,19 +108,33 @@ def fill_adapter(adapted: PeftModel, folder: Path) -> None:
     set_peft_model_state_dict(adapted, weights)
 
 
-def continue_adapter(model: PreTrainedModel, lora: Lora, folder: Path, *, seed: int) -> PeftModel:
+def continue_adapter(
+    model: PreTrainedModel, lora: Lora, folder: Path, *, seed: int, added: AddedTokens = NONE_ADDED
+) -> PeftModel:
     """The adapter in `folder`, to be trained on. Raises ModelError where its settings are not the recipe's."""
-    saved = PeftConfig.from_pretrained(str(folder))
-    alpha = saved.to_dict().get("lora_alpha")
+    saved = PeftConfig.from_pretrained(str(folder)).to_dict()
+    alpha = saved.get("lora_alpha")
     if alpha != lora.alpha:
         raise ModelError(
             f"the adapter has alpha {alpha}, the recipe says {lora.alpha}",
             where=str(folder),
             remedy="One adapter runs through all stages: give every stage the same r, alpha and target_modules.",
         )
-    adapted = add_adapter(model, lora, seed=seed)
+    rows, wanted = saved.get("trainable_token_indices"), indices_for_peft(model, added, lora.target_modules)
+    if rows != wanted:
+        raise ModelError(
+            f"the adapter has trained embeddings of the tokens {_listed(rows)}, the recipe adds {_listed(wanted)}",
+            where=str(folder),
+            remedy="Set model.chat_template as in the adapter's own run, or merge that run and start from the result.",
+        )
+    adapted = add_adapter(model, lora, seed=seed, added=added)
     fill_adapter(adapted, folder)
     return adapted
+
+
+def _listed(indices: object) -> str:
+    ids = next(iter(indices.values()), []) if isinstance(indices, dict) else indices
+    return ", ".join(str(each) for each in ids) if isinstance(ids, list) else "none"
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -109,6 +145,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     config.inference_mode = True
     adapted = _wrapped(model, config)
     fill_adapter(adapted, folder)
+    fold_rows(adapted)
     for parameter in adapted.parameters():
         parameter.requires_grad_(False)
     return adapted.eval()
@@ -116,9 +153,10 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Write the adapter as plain peft, and read it back: every tensor there, finite, of its shape and value."""
-    adapted.save_pretrained(str(folder), safe_serialization=True)
+    weights = _weights_of(adapted)
+    adapted.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=_with_matrices(adapted))
     written = _read_weights(folder)
-    for name, tensor in get_peft_model_state_dict(adapted).items():
+    for name, tensor in weights.items():
         kept = written.get(name)
         if kept is None or kept.numel() == 0 or not torch.equal(kept, tensor.detach().cpu()):
             raise ModelError(f"the saved adapter lost {name}", where=str(folder), remedy="Check the disk; run again.")
@@ -133,6 +171,8 @@ def inner_model(adapted: PeftModel) -> PreTrainedModel:
 
 def merged(adapted: PeftModel) -> PreTrainedModel:
     """The model with the adapter folded into its weights, which must not be quantized."""
-    folded = adapted.merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All adapters are already merged")  # trained rows are, since they were read
+        folded = adapted.merge_and_unload(safe_merge=True)
     assert isinstance(folded, PreTrainedModel)
     return folded

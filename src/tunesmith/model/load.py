@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import ModelError
+from tunesmith.model.added_tokens import AddedTokens, add_tokens, make_room
 from tunesmith.recipe.extras import need_extra
 from tunesmith.recipe.models import Model
 from tunesmith.recipe.resources import embedded
@@ -87,7 +88,15 @@ def _check_folder(folder: Path) -> None:
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Raises ModelError where there is none or it has no end-of-text token."""
+    """The model's tokenizer, with the tokens that its `chat_template` needs. Raises as `load_extended_tokenizer`."""
+    return load_extended_tokenizer(model)[0]
+
+
+def load_extended_tokenizer(model: Model) -> tuple[PreTrainedTokenizerBase, AddedTokens]:
+    """The model's tokenizer, and the tokens that had to be added to it for the model's `chat_template`.
+
+    Raises ModelError where there is none or it has no end-of-text token.
+    """
     folder = model_folder(model)
     try:
         with quiet_transformers():
@@ -105,7 +114,7 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
             where=str(folder),
             remedy='Name one in tokenizer_config.json, for example "eos_token": "</s>".',
         )
-    return tokenizer
+    return tokenizer, add_tokens(tokenizer, model.chat_template)
 
 
 def forward_dtype(model: Model, device: torch.device) -> torch.dtype:
@@ -117,8 +126,22 @@ def forward_dtype(model: Model, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def load_extended_model(
+    model: Model, *, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AddedTokens]:
+    """Model and tokenizer, both with the tokens that the model's `chat_template` needs. Raises as their loaders."""
+    tokenizer, added = load_extended_tokenizer(model)
+    loaded = load_model(model, device=device, dtype=dtype)
+    with quiet_transformers():
+        make_room(loaded, len(tokenizer), added)
+    return loaded, tokenizer, added
+
+
 def load_model(model: Model, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in eval mode on `device`. Raises ModelError for absent, pickled, missing or left-over weights."""
+    """The model as its folder holds it, in eval mode on `device`; tokens that its tokenizer is given have no row yet.
+
+    Raises ModelError for absent, pickled, missing or left-over weights.
+    """
     folder = model_folder(model)
     _check_folder(folder)
     settings: dict[str, object] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}

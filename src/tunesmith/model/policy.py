@@ -6,7 +6,7 @@ tokenizer, and the peft wrapper where there is an adapter. Must not know: data, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import ModelError
 from tunesmith.model.adapters import add_adapter, continue_adapter, inner_model, load_adapter, merged, save_adapter
-from tunesmith.model.load import forward_dtype, load_model, load_tokenizer, quiet_transformers
+from tunesmith.model.added_tokens import AddedTokens
+from tunesmith.model.load import forward_dtype, load_extended_model, quiet_transformers
 from tunesmith.recipe.models import Full, Lora, Model
 
 
@@ -29,12 +30,16 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """A loaded model; `adapted` is peft's view of the same weights where there is an adapter."""
+    """A loaded model; `adapted` is peft's view of the same weights where there is an adapter.
+
+    `added` are the tokens that the base's tokenizer was given for the template; the model has a row for each.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     weights: Weights
     adapted: PeftModel | None = None
+    added: AddedTokens = field(default_factory=AddedTokens)
 
     @property
     def kind(self) -> str:
@@ -47,42 +52,42 @@ def policy_for_training(weights: Weights, tuning: Lora | Full, *, device: torch.
 
     An adapter is trained on as it is (one adapter runs through all stages) or, before full fine-tuning, folded in.
     """
-    tokenizer = load_tokenizer(weights.full)
     if isinstance(tuning, Full):
-        return _full(weights, tokenizer, device)
-    model = load_model(weights.full, device=device, dtype=forward_dtype(weights.full, device))
+        return _full(weights, device)
+    dtype = forward_dtype(weights.full, device)
+    model, tokenizer, added = load_extended_model(weights.full, device=device, dtype=dtype)
     if weights.adapter is None:
-        adapted = add_adapter(model, tuning, seed=seed)
+        adapted = add_adapter(model, tuning, seed=seed, added=added)
     else:
-        adapted = continue_adapter(model, tuning, weights.adapter, seed=seed)
-    return Policy(inner_model(adapted), tokenizer, weights, adapted)
+        adapted = continue_adapter(model, tuning, weights.adapter, seed=seed, added=added)
+    return Policy(inner_model(adapted), tokenizer, weights, adapted, added)
 
 
-def _full(weights: Weights, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Policy:
+def _full(weights: Weights, device: torch.device) -> Policy:
     if weights.full.quantization != "none":
         raise ModelError(
             "4-bit weights cannot be fully fine-tuned",
             where="tuning.kind",
             remedy="Use `tuning: {kind: lora}`, or `model.quantization: none`.",
         )
-    model = load_model(weights.full, device=device, dtype=torch.float32)
+    model, tokenizer, added = load_extended_model(weights.full, device=device, dtype=torch.float32)
     if weights.adapter is not None:
         model = merged(load_adapter(model, weights.adapter))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    return Policy(model, tokenizer, weights)
+    return Policy(model, tokenizer, weights, added=added)
 
 
 def policy_for_reading(weights: Weights, *, device: torch.device) -> Policy:
     """The policy as it is, frozen, in eval mode, for generation, scoring and merging."""
-    tokenizer = load_tokenizer(weights.full)
-    model = load_model(weights.full, device=device, dtype=forward_dtype(weights.full, device))
+    dtype = forward_dtype(weights.full, device)
+    model, tokenizer, added = load_extended_model(weights.full, device=device, dtype=dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if weights.adapter is None:
-        return Policy(model, tokenizer, weights)
+        return Policy(model, tokenizer, weights, added=added)
     adapted = load_adapter(model, weights.adapter)
-    return Policy(inner_model(adapted), tokenizer, weights, adapted)
+    return Policy(inner_model(adapted), tokenizer, weights, adapted, added)
 
 
 def merged_model(policy: Policy) -> PreTrainedModel:
@@ -95,7 +100,7 @@ def merged_model(policy: Policy) -> PreTrainedModel:
     if policy.weights.full.quantization == "none":
         return merged(policy.adapted)
     assert policy.weights.adapter is not None
-    base = load_model(policy.weights.full, device=policy.model.device, dtype=policy.model.dtype)
+    base, _, _ = load_extended_model(policy.weights.full, device=policy.model.device, dtype=policy.model.dtype)
     with quiet_transformers():
         base.dequantize()
     return merged(load_adapter(base, policy.weights.adapter))

@@ -8,7 +8,7 @@ Paths inside the run are kept relative to it, so a run folder can be moved.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.errors import RunFolderError
@@ -112,14 +112,16 @@ def stage_weights(run: RunFolder, stage: str | None) -> tuple[str, Weights]:
     return stage, read_result(run, stage).weights
 
 
-def weights_at(text: str) -> Weights | None:
+def weights_at(text: str, *, chat_template: str | None) -> Weights | None:
     """Weights named by a path: `runs/x`, `runs/x:sft`, a model folder; None for an adapter folder or none of these.
 
+    They are read with the tokens that `chat_template` needs: the one of the recipe that asks, which renders the rows.
     An adapter folder alone does not say which base it belongs to in a way that can be trusted: the caller knows.
     """
     path, _, stage = text.partition(":")
     if (Path(path) / "manifest.json").is_file() and (Path(path) / "recipe.yaml").is_file():
-        return stage_weights(open_run(path), stage or None)[1]
+        _, found = stage_weights(open_run(path), stage or None)
+        return replace(found, full=found.full.model_copy(update={"chat_template": chat_template}))
     if (Path(text) / "config.json").is_file():
-        return Weights(Model(path=text))
+        return Weights(Model(path=text, chat_template=chat_template))
     return None
