@@ -109,7 +109,8 @@ def reference_name(recipe: Recipe) -> str:
 def load_start(start: str, recipe: Recipe) -> LoadedStage:
     """The adapter, model or run that a stage started from, rendered as in this run."""
     is_adapter = (Path(start) / "adapter_config.json").is_file()
-    weights = Weights(recipe.model, Path(start)) if is_adapter else weights_at(start)
+    here = Weights(recipe.model, Path(start)) if is_adapter else None
+    weights = here or weights_at(start, chat_template=recipe.model.chat_template)
     if weights is None:
         remedy = "It was there when the run started; put it back, or compare the run on that machine."
         raise ModelError("the adapter, model or run that a stage started from is gone.", where=start, remedy=remedy)

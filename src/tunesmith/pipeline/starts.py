@@ -32,7 +32,7 @@ def start_weights(recipe: Recipe, index: int, run: RunFolder) -> Weights:
     if (adapter / "adapter_config.json").is_file():
         _check_base(adapter, recipe)
         return Weights(recipe.model, adapter)
-    weights = weights_at(stage.start)
+    weights = weights_at(stage.start, chat_template=recipe.model.chat_template)
     if weights is None:
         raise RecipeError(
             f"{stage.start!r} is no adapter, model or run folder",
