@@ -115,6 +115,8 @@ def _stage_lines(report: CheckReport, recipe: Recipe, prepared: PreparedRun, mac
         waits = waits and not run.stage(recipe.stages[index - 1].name).result_path.is_file()
         weights = Weights(recipe.model) if waits else start_weights(recipe, index, run)
         policy = policy_for_training(weights, stage.tuning, device=machine.device, seed=recipe.seed)
+        if policy.added.note:
+            report.add(f"tokens {stage.name}", policy.added.note)
         rows = prepared.stages[stage.name]
         parity = check_parity(policy.model, [*rows.train, *rows.heldout, *rows.replay])
         text = parity.line().removeprefix("parity: ")

@@ -96,6 +96,8 @@ def run_stage(job: StageJob) -> None:
         return
     job.observer.noted(f"stage {job.stage.name}: {job.stage.method}, {_described(job)}")
     policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
+    if policy.added.note:
+        job.observer.noted(policy.added.note)
     _check_disk(job, policy)
     engine, report = checked_engine(policy.model, job.trees)
     job.observer.noted(report.line())
