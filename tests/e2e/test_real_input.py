@@ -108,7 +108,7 @@ def test_one_adapter_runs_through_all_stages(run: Path) -> None:
 def test_every_row_is_in_the_ledger(run: Path) -> None:
     from tunesmith.data.ledger import read_parquet
 
-    entries = read_parquet(run / "ledger.parquet").entries
+    entries = list(read_parquet(run / "ledger.parquet"))
     assert len(entries) == 200 + 48 + 48
     assert all(entry.reason for entry in entries if entry.outcome == "dropped")
 

@@ -20,7 +20,7 @@ from tunesmith.comparison.curves import stage_charts
 from tunesmith.comparison.figures import FIGURES, Figure
 from tunesmith.comparison.summary import Answered, Summary
 from tunesmith.comparison.words import bare_number, interval, number
-from tunesmith.data.ledger import LedgerEntry, read_parquet
+from tunesmith.data.ledger import FATES, Count, read_parquet
 from tunesmith.recipe.models import DpoStage, Recipe, SftStage
 from tunesmith.runs.atomic import write_text
 from tunesmith.runs.folder import RunFolder
@@ -69,6 +69,7 @@ class LedgerRow:
     split: str
     kept: int
     trimmed: int
+    merged: int
     dropped: int
     trained_tokens: int
     reasons: tuple[tuple[str, int], ...]
@@ -98,7 +99,7 @@ def report_html(folder: RunFolder, recipe: Recipe, summary: Summary, answers: Se
         unmeasured=_unmeasured(summary),
         figures=FIGURES,
         answers=answers[: recipe.compare.num_shown],
-        ledger=ledger_rows(read_parquet(folder.ledger_path).entries) if folder.ledger_path.is_file() else [],
+        ledger=ledger_rows(read_parquet(folder.ledger_path).summary()) if folder.ledger_path.is_file() else [],
         versions=_versions(folder),
         chosen_longer=number(summary.pairs.chosen_longer.value, "share"),
         frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT},
@@ -132,27 +133,29 @@ def colour(place: int) -> str:
     return f"stage-{min(place, NUM_COLOURS - 1)}"
 
 
-def ledger_rows(entries: Sequence[LedgerEntry]) -> list[LedgerRow]:
-    """Counts of the ledger, one line a stage and split, in the order in which they were read."""
-    groups: dict[tuple[str, str], list[LedgerEntry]] = {}
-    for entry in entries:
-        groups.setdefault((entry.stage, entry.split), []).append(entry)
+def ledger_rows(counts: Sequence[Count]) -> list[LedgerRow]:
+    """The ledger's counts, one line a stage and split, training first."""
+    groups: dict[tuple[str, str], list[Count]] = {}
+    for count in sorted(counts, key=lambda each: each.split, reverse=True):
+        groups.setdefault((count.stage, count.split), []).append(count)
+    stages = list(dict.fromkeys(count.stage for count in counts))
     rows: list[LedgerRow] = []
-    for (stage, split), group in groups.items():
+    for (stage, split), group in sorted(groups.items(), key=lambda item: stages.index(item[0][0])):
         reasons: dict[str, int] = {}
-        for entry in group:
-            if entry.reason:
-                reason = entry.reason.partition(":")[0]
-                reasons[reason] = reasons.get(reason, 0) + 1
-        outcomes = [entry.outcome for entry in group]
+        fates = dict.fromkeys(FATES, 0)
+        for count in group:
+            fates[count.outcome] += count.num_rows
+            if count.reason:
+                reasons[count.reason] = reasons.get(count.reason, 0) + count.num_rows
         rows.append(
             LedgerRow(
                 stage=stage,
                 split="held out" if split == "heldout" else split,
-                kept=outcomes.count("kept"),
-                trimmed=outcomes.count("trimmed"),
-                dropped=outcomes.count("dropped"),
-                trained_tokens=sum(entry.trained_tokens for entry in group),
+                kept=fates["kept"],
+                trimmed=fates["trimmed"],
+                merged=fates["merged"],
+                dropped=fates["dropped"],
+                trained_tokens=sum(count.trained_tokens for count in group),
                 reasons=tuple(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
             )
         )

@@ -92,7 +92,7 @@ def _heldout(stage: SftStage | CompletionStage | DpoStage, renderer: Renderer) -
     """The examples that the stage held out; the split is the training's own, asked for again."""
     if not stage.heldout and not stage.heldout_fraction:
         return []
-    return prepare_stage(stage, renderer).heldout_examples
+    return list(prepare_stage(stage, renderer).heldout_examples)
 
 
 def _questions(

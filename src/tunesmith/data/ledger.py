@@ -1,29 +1,38 @@
 """The ledger: what became of every input row.
 
-In: entries. Out: ledger.parquet, and counts by outcome and reason. Must not know: tokenizers, formats, training.
+In: rows' fates, a batch at a time. Out: ledger.parquet, and counts by fate and reason that add up to the rows read.
+Must not know: tokenizers, formats, training.
 """
 
 from __future__ import annotations
 
-import io
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tunesmith.runs.atomic import write_bytes
+from tunesmith.runs.atomic import TEMPORARY, disk_errors, fsync_path
 
 Split = Literal["train", "heldout", "replay"]
-Outcome = Literal["kept", "trimmed", "dropped"]
+Outcome = Literal["kept", "trimmed", "dropped", "merged"]
+FATES: tuple[Outcome, ...] = ("kept", "trimmed", "merged", "dropped")
+ROW_GROUP = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One input row: where it came from, what became of it and why; tokens are 0 for dropped rows."""
+    """One input row: where it came from, what became of it and why; tokens are 0 where nothing of it is trained.
+
+    `tokens` are those that a forward pass computes (a shared prompt once), `trained_tokens` those that a loss reads.
+    """
 
     id: str
     sha: str
@@ -32,54 +41,167 @@ class LedgerEntry:
     source: str
     outcome: Outcome
     reason: str
+    tokens: int
     prompt_tokens: int
     trained_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Rows with one outcome and one kind of reason."""
+    """Rows of a stage's side with one fate and one kind of reason."""
 
+    stage: str
     split: Split
     outcome: Outcome
     reason: str
     num_rows: int
+    trained_tokens: int
 
 
 SCHEMA = pa.schema(
-    [(field.name, pa.int64() if field.name.endswith("_tokens") else pa.string()) for field in fields(LedgerEntry)]
+    [(field.name, pa.int64() if field.name.endswith("tokens") else pa.string()) for field in fields(LedgerEntry)]
 )
 
 
 class Ledger:
-    """The entries of a run, one for every row that any stage read."""
+    """The entries of a stage or a run, one for every row that was read: a table, or a file that is read in batches."""
 
-    def __init__(self, entries: Iterable[LedgerEntry] = ()) -> None:
-        self.entries: list[LedgerEntry] = list(entries)
+    def __init__(
+        self, entries: Iterable[LedgerEntry] = (), *, path: Path | None = None, stage: str | None = None
+    ) -> None:
+        self._path = path
+        self._stage = stage
+        self._table = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=SCHEMA)
 
-    def extend(self, entries: Iterable[LedgerEntry]) -> None:
-        """Adds a stage's entries."""
-        self.entries.extend(entries)
+    def __len__(self) -> int:
+        return int(self._table.num_rows if self._path is None else pq.read_metadata(self._path).num_rows)
+
+    def __iter__(self) -> Iterator[LedgerEntry]:
+        for table in self.tables():
+            for values in table.to_pylist():
+                yield LedgerEntry(**values)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The entries in batches of a size that fits in memory, under the stage's name where one is given."""
+        if self._path is None:
+            yield self._table
+            return
+        for batch in pq.ParquetFile(self._path).iter_batches(ROW_GROUP):
+            table = pa.Table.from_batches([batch], schema=SCHEMA)
+            if self._stage is not None:
+                column = pa.array([self._stage] * table.num_rows, pa.string())
+                table = table.set_column(SCHEMA.get_field_index("stage"), "stage", column)
+            yield table
 
     def summary(self) -> list[Count]:
-        """Counts by split, outcome and kind of reason; they add up to the rows read."""
-        return summarize(self.entries)
+        """Counts by stage, split, fate and kind of reason (what stands before its first colon), largest first."""
+        names = ["stage", "split", "outcome", "reason"]
+        counts: dict[tuple[str, Split, Outcome, str], tuple[int, int]] = {}
+        for table in self.tables():
+            kinds = table.select(["stage", "split", "outcome", "trained_tokens"]).append_column("reason", _kinds(table))
+            for row in kinds.group_by(names).aggregate([("trained_tokens", "sum"), ([], "count_all")]).to_pylist():
+                key = (row["stage"], row["split"], row["outcome"], row["reason"])
+                rows, tokens = counts.get(key, (0, 0))
+                counts[key] = (rows + row["count_all"], tokens + row["trained_tokens_sum"])
+        found = [Count(*key, rows, tokens) for key, (rows, tokens) in counts.items()]
+        order = {stage: place for place, (stage, *_) in enumerate(reversed(counts))}
+        return sorted(found, key=lambda each: (-order[each.stage], each.split, each.outcome, -each.num_rows, each.reason))
 
     def write_parquet(self, path: Path) -> None:
         """Writes the whole ledger atomically, rows in the order they were read."""
-        rows = [asdict(entry) for entry in self.entries]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
-        write_bytes(path, buffer.getvalue())
+        write_ledgers(path, [self])
+
+
+class LedgerWriter:
+    """Writes entries as they come, without keeping them."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, SCHEMA)
+        self._pending: list[pa.Table] = []
+        self._num_pending = 0
+        self.num_rows = 0
+
+    def append(self, columns: Mapping[str, Sequence[object] | npt.NDArray[np.int64]]) -> None:
+        """Adds rows, given as columns of equal length."""
+        table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
+        self._pending.append(table)
+        self._num_pending += table.num_rows
+        self.num_rows += table.num_rows
+        if self._num_pending >= ROW_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Writes what is left and ends the file."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.concat_tables(self._pending).combine_chunks())
+        self._pending, self._num_pending = [], 0
 
 
 def read_parquet(path: Path) -> Ledger:
-    """The ledger of an earlier run."""
-    return Ledger(LedgerEntry(**values) for values in pq.read_table(path, schema=SCHEMA).to_pylist())
+    """The ledger of an earlier run or of the cache."""
+    return Ledger(path=path)
 
 
-def summarize(entries: Sequence[LedgerEntry]) -> list[Count]:
-    """Counts by split, outcome and kind of reason (what stands before its first colon), largest first."""
-    counts = Counter((entry.split, entry.outcome, entry.reason.partition(":")[0]) for entry in entries)
-    ordered = sorted(counts.items(), key=lambda item: (item[0][0], item[0][1], -item[1], item[0][2]))
-    return [Count(split, outcome, reason, number) for (split, outcome, reason), number in ordered]
+def write_ledgers(path: Path, ledgers: Sequence[Ledger]) -> None:
+    """Several ledgers as one file: complete or not at all."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    with disk_errors(path):
+        with pq.ParquetWriter(temporary, SCHEMA) as writer:
+            for table in (table for ledger in ledgers for table in ledger.tables()):
+                writer.write_table(table.cast(SCHEMA))
+        fsync_path(temporary)
+        temporary.replace(path)
+        fsync_path(path.parent)
+
+
+def drop_rows(path: Path, undrawn: npt.NDArray[np.bool_], *, reason: str) -> None:
+    """Rewrites a ledger file with some rows dropped: those at the places where `undrawn` is true."""
+    source = pq.ParquetFile(path)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+    place = 0
+    with pq.ParquetWriter(temporary, SCHEMA) as writer:
+        for batch in source.iter_batches(ROW_GROUP):
+            chosen = pa.array(undrawn[place : place + batch.num_rows])
+            place += batch.num_rows
+            table = pa.Table.from_batches([batch])
+            for name, value in (("outcome", "dropped"), ("reason", reason)):
+                column = pc.if_else(chosen, pa.scalar(value), table[name])
+                table = table.set_column(SCHEMA.get_field_index(name), name, column)
+            for name in ("tokens", "prompt_tokens", "trained_tokens"):
+                column = pc.if_else(chosen, pa.scalar(0, pa.int64()), table[name])
+                table = table.set_column(SCHEMA.get_field_index(name), name, column)
+            writer.write_table(table.cast(SCHEMA))
+    temporary.replace(path)
+
+
+def summarize(entries: Ledger) -> list[Count]:
+    """Counts by stage, split, fate and kind of reason, largest first; they add up to the rows read."""
+    return entries.summary()
+
+
+def _kinds(table: pa.Table) -> pa.ChunkedArray:
+    return pc.list_element(pc.split_pattern(table["reason"], ":", max_splits=1), 0)
+
+
+def fates_text(ledgers: Mapping[str, Ledger]) -> str:
+    """The table that a run prints: rows read and what became of them, by stage and side. Every line adds up."""
+    rows = [["stage", "side", "read", *FATES]]
+    for stage, ledger in ledgers.items():
+        by_side: dict[Split, Counter[Outcome]] = {}
+        for count in ledger.summary():
+            by_side.setdefault(count.split, Counter())[count.outcome] += count.num_rows
+        for split, fates in sorted(by_side.items(), reverse=True):
+            numbers = [sum(fates.values()), *(fates[fate] for fate in FATES)]
+            rows.append([stage, split, *(f"{number:,}" for number in numbers)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

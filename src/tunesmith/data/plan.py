@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from tunesmith.data.store import sizes_of
 from tunesmith.data.types import Tree
 
 TRAIN_STREAM, REPLAY_STREAM = 0, 1  # so that replay is not drawn in the order of the examples
@@ -26,8 +27,9 @@ def plan_forests(trees: Sequence[Tree], forest_tokens: int) -> list[list[int]]:
     """
     forests: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (tokens left, forest), sorted
-    for index in sorted(range(len(trees)), key=lambda i: (-trees[i].num_tokens, i)):
-        size = trees[index].num_tokens
+    sizes = sizes_of(trees).num_tokens
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[index])
         place = bisect_left(room, (size, -1))
         if place < len(room):
             left, forest = room.pop(place)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tunesmith.data.store import sizes_of
 from tunesmith.data.types import Branch, Tree
 from tunesmith.engine.attention import ordinary_attention
 from tunesmith.engine.engine import Backend, Engine
@@ -59,13 +60,13 @@ class ParityReport:
 
 def _sample(trees: Sequence[Tree]) -> list[Tree]:
     """The longest tree (by its longest row) and the first few others; identical positions are taken once."""
-    usable = [tree for tree in trees if tree.num_trained > 1]
-    if not usable:
+    sizes = sizes_of(trees)
+    usable = np.flatnonzero(sizes.num_trained > 1)
+    if not len(usable):
         raise ModelError("no row has a trained token, so there is nothing to check or train")
-    rows = [len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches) for tree in usable]
-    longest = int(np.argmax(rows))
-    others = [tree for number, tree in enumerate(usable) if number != longest]
-    return [*others[: NUM_TREES - 1], usable[longest]]
+    longest = int(usable[np.argmax(sizes.longest_row[usable])])
+    others = [number for number in usable[:NUM_TREES].tolist() if number != longest]
+    return [trees[number] for number in (*others[: NUM_TREES - 1], longest)]
 
 
 def _shifted(ids: np.ndarray, vocabulary: int) -> np.ndarray:

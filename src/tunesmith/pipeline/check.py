@@ -13,7 +13,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.data.ledger import fates_text
 from tunesmith.data.render import Renderer
+from tunesmith.data.store import Joined, sizes_of
 from tunesmith.engine.parity import check_parity
 from tunesmith.errors import TunesmithError
 from tunesmith.model.machine import Machine
@@ -83,16 +85,18 @@ def _folder(recipe: Recipe) -> RunFolder:
 
 
 def data_lines(report: CheckReport, prepared: PreparedRun) -> None:
-    """Formats, dropped rows, and what is left to train and evaluate on, stage by stage."""
+    """Formats, dropped rows, and what is left to train and evaluate on, stage by stage; then every row's fate."""
     for name, stage in prepared.stages.items():
         for note in stage.notes:
             report.add(f"data {name}", note, "warning" if note.startswith("WARNING") else "ok")
-        trees = [*stage.train, *stage.heldout]
-        tokens, unshared = sum(tree.num_tokens for tree in trees), sum(tree.num_unshared for tree in trees)
+        sizes = sizes_of(Joined(stage.train, stage.heldout))
+        tokens, unshared = int(sizes.num_tokens.sum()), int(sizes.num_unshared.sum())
         sides = f"{len(stage.train)} training, {len(stage.heldout)} held-out, {len(stage.replay)} replay rows"
         saved = f", {1 - tokens / unshared:.0%} saved by sharing prompts" if unshared > tokens else ""
-        trained = sum(tree.num_trained for tree in trees)
+        trained = int(sizes.num_trained.sum())
         report.add(f"data {name}", f"{sides}; {tokens:,} tokens, {trained:,} of them trained{saved}")
+    fates = fates_text({name: stage.ledger for name, stage in prepared.stages.items()})
+    report.add("rows", f"what became of every row (ledger.parquet names each):\n{fates}")
 
 
 def template_lines(report: CheckReport, renderer: Renderer) -> None:
@@ -118,7 +122,7 @@ def _stage_lines(report: CheckReport, recipe: Recipe, prepared: PreparedRun, mac
         if policy.added.note:
             report.add(f"tokens {stage.name}", policy.added.note)
         rows = prepared.stages[stage.name]
-        parity = check_parity(policy.model, [*rows.train, *rows.heldout, *rows.replay])
+        parity = check_parity(policy.model, Joined(rows.train, rows.heldout, rows.replay))
         text = parity.line().removeprefix("parity: ")
         report.add(f"parity {stage.name}", text, "ok" if parity.passed else "warning")
         need += disk_need(stage, policy)

@@ -7,13 +7,18 @@ ModelError. Must not know: training, run folders.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tunesmith.data.ledger import Ledger
 from tunesmith.data.prepare import Prepared, prepare_stage
+from tunesmith.data.reading import Tell
 from tunesmith.data.render import Renderer
-from tunesmith.data.template import choose_template
+from tunesmith.data.template import ChatTemplate, choose_template
 from tunesmith.model.load import load_tokenizer
-from tunesmith.recipe.models import Recipe
+from tunesmith.recipe.models import Recipe, SftStage, Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,15 +33,24 @@ class PreparedRun:
         """Of the first stage; all stages share tokenizer and template."""
         return next(iter(self.renderers.values()))
 
-    def ledger(self) -> Ledger:
-        """One entry for every row that any stage read."""
-        return Ledger(entry for prepared in self.stages.values() for entry in prepared.ledger)
+    def ledgers(self) -> list[Ledger]:
+        """One a stage: together one entry for every row that any stage read."""
+        return [prepared.ledger for prepared in self.stages.values()]
 
 
-def prepare_run(recipe: Recipe) -> PreparedRun:
-    """Read, split and render the rows of every stage."""
+def stage_renderer(stage: Stage, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Renderer:
+    """The renderer that a stage's rows are prepared with."""
+    train_on = stage.train_on if isinstance(stage, SftStage) else "assistant"
+    return Renderer(tokenizer, template, stage.max_length, too_long=stage.too_long, train_on=train_on)
+
+
+def prepare_run(recipe: Recipe, tell: Tell = lambda text: None) -> PreparedRun:
+    """Read, split and render the rows of every stage; `tell` is told of progress through large sources."""
     tokenizer = load_tokenizer(recipe.model)
     template = choose_template(tokenizer, recipe.model.chat_template)
-    renderers = {stage.name: Renderer(tokenizer, template, stage.max_length) for stage in recipe.stages}
-    stages = {stage.name: prepare_stage(stage, renderers[stage.name]) for stage in recipe.stages}
+    renderers = {stage.name: stage_renderer(stage, tokenizer, template) for stage in recipe.stages}
+    stages = {
+        stage.name: prepare_stage(stage, renderers[stage.name], workers=recipe.data_workers, tell=tell)
+        for stage in recipe.stages
+    }
     return PreparedRun(renderers, stages)

@@ -9,7 +9,9 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from tunesmith.data.prepare import Prepared
+from tunesmith.data.ledger import write_ledgers
+from tunesmith.data.prepare import Prepared, tokenizer_sha
+from tunesmith.data.store import digest_of
 from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Weights
@@ -51,7 +53,7 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Pat
         account = _account(loaded, prepared)
         _refuse_other_inputs(run, account)
         write_text(run.recipe_path, dump_resolved(loaded))
-        prepared.ledger().write_parquet(run.ledger_path)
+        write_ledgers(run.ledger_path, prepared.ledgers())
         run.update_manifest(account)
         for line in checked.lines:
             watcher.noted(f"{line.subject}: {line.text}")
@@ -93,14 +95,16 @@ def _account(loaded: LoadedRecipe, prepared: PreparedRun) -> dict[str, object]:
         "base_sha256": weights_sha_on_disk(Weights(loaded.recipe.model)),
         "template": prepared.renderer.template.name,
         "template_sha256": prepared.renderer.template.sha,
+        "tokenizer_sha256": tokenizer_sha(prepared.renderer.tokenizer),
         "stop_ids": list(prepared.renderer.stop_ids),
+        "sources": {name: dict(stage.sources) for name, stage in prepared.stages.items()},
         "rows": {name: _rows(stage) for name, stage in prepared.stages.items()},
     }
 
 
 def _rows(stage: Prepared) -> dict[str, object]:
     sides = {"train": stage.train, "heldout": stage.heldout, "replay": stage.replay}
-    shas = [tree.sha() for trees in sides.values() for tree in trees]
+    shas = [digest_of(trees) for trees in sides.values()]
     numbers: dict[str, object] = {name: len(trees) for name, trees in sides.items()}
     return numbers | {"sha256": hashlib.sha256("".join(shas).encode()).hexdigest()}
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.render import Renderer
+from tunesmith.data.store import Joined, digest_of
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import VERSION, Engine
 from tunesmith.engine.parity import checked_engine
@@ -51,9 +53,9 @@ class StageJob:
     observer: Observer
 
     @property
-    def trees(self) -> list[Tree]:
+    def trees(self) -> Sequence[Tree]:
         """All rows of the stage."""
-        return [*self.prepared.train, *self.prepared.heldout, *self.prepared.replay]
+        return Joined(self.prepared.train, self.prepared.heldout, self.prepared.replay)
 
 
 def inputs_sha(job: StageJob) -> str:
@@ -64,8 +66,7 @@ def inputs_sha(job: StageJob) -> str:
         "seed": job.seed,
         "start": weights_sha_on_disk(job.weights),
         "template": job.renderer.template.sha,
-        "rows": [tree.sha() for tree in job.trees],
-        "sides": [len(job.prepared.train), len(job.prepared.heldout), len(job.prepared.replay)],
+        "rows": [digest_of(trees) for trees in (job.prepared.train, job.prepared.heldout, job.prepared.replay)],
         "engine": VERSION,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -141,7 +142,7 @@ def _references(job: StageJob, engine: Engine, objective: Objective) -> Referenc
     """Log-probs of training and held-out rows under the policy as it is now, which is the stage's reference."""
     if not objective.needs_reference:
         return None
-    trees = [*job.prepared.train, *job.prepared.heldout]
+    trees = Joined(job.prepared.train, job.prepared.heldout)
     scores, cached = reference_logprobs(
         engine,
         trees,

@@ -6,8 +6,8 @@ Must not know: run folders; what is done with an unsafe change is decided where 
 A change is safe when the steps that were already taken would have been the same with it:
 
 - place: `runs_folder`;
-- cadence: `save_every`, `keep_checkpoints`, and `eval_every` while the last step is kept (with `keep: best` the
-  evaluations choose the result);
+- cadence: `data_workers`, `save_every`, `keep_checkpoints`, and `eval_every` while the last step is kept (with
+  `keep: best` the evaluations choose the result);
 - comparison: everything under `compare`, which reads finished stages;
 - rounding: `threads`, `forest_tokens`, `gradient_checkpointing`. They exist to get past a full memory, and change
   sums in their last bits only. A run resumed so is equal to an uninterrupted one to rounding, no longer bitwise;
@@ -30,7 +30,12 @@ from tunesmith.recipe.yaml12 import KeyPath, Value, format_path
 Kind = Literal["place", "cadence", "comparison", "rounding", "more steps", "unsafe"]
 MISSING = "(absent)"  # stands for a field that one of the two recipes does not have
 
-_TOP: dict[str, Kind] = {"runs_folder": "place", "compare": "comparison", "threads": "rounding"}
+_TOP: dict[str, Kind] = {
+    "runs_folder": "place",
+    "compare": "comparison",
+    "threads": "rounding",
+    "data_workers": "cadence",
+}
 _STAGE: dict[str, Kind] = {
     "save_every": "cadence",
     "keep_checkpoints": "cadence",

@@ -77,16 +77,16 @@ class Model(Strict):
     quantization: Literal["none", "nf4"] = "none"
     """nf4: 4-bit base weights with double quantization (needs bitsandbytes and LoRA)."""
     chat_template: str | None = None
-    """A Jinja file, or the built-in `plain` or `chatml`; null uses the model's own, and where it has none `chatml` if the
-    tokenizer holds its tokens, else `plain`."""
+    """A Jinja file, or the built-in `plain` or `chatml`; null uses the model's own, and where it has none `chatml` if
+    the tokenizer holds its tokens, else `plain`."""
 
 
 class Source(Strict):
     """One source of rows: a file, a folder or pattern of files, or a Hugging Face data set."""
 
     path: str = Field(min_length=1)
-    """A .jsonl, .json (both also .gz and .zst), .parquet, .csv, .tsv, .txt or .md file; a folder or a pattern (`data/*.jsonl`)
-    of them; a folder that `datasets` saved; a Hugging Face data set id (`org/name`); or `embedded:quickstart/NAME`.
+    """A .jsonl, .json (both also .gz and .zst), .parquet, .csv, .tsv, .txt or .md file; a folder or a pattern
+    (`data/*.jsonl`) of them; a folder that `datasets` saved; a Hugging Face data set id (`org/name`); or `embedded:quickstart/NAME`.
     Paths are relative to the working directory."""
     config: str | None = None
     """Configuration of a Hugging Face data set; null where it has only one."""

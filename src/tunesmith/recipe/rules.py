@@ -48,6 +48,7 @@ def _stage(recipe: Recipe, stage: Stage, path: KeyPath) -> Iterator[Problem]:
         yield Problem((*path, "keep"), "'best' needs evaluations to choose from: set eval_every")
     if stage.heldout and stage.heldout_fraction > 0:
         yield Problem((*path, "heldout_fraction"), "heldout already names the held-out rows; set only one of the two")
+    yield from _data(stage, path)
     if recipe.model.quantization != "none" and isinstance(stage.tuning, Full):
         yield Problem(
             (*path, "tuning", "kind"), "4-bit weights cannot be trained: use lora, or model.quantization: none"
@@ -59,6 +60,25 @@ def _stage(recipe: Recipe, stage: Stage, path: KeyPath) -> Iterator[Problem]:
         yield from _text_only(stage.heldout, (*path, "heldout"), "a completion stage trains plain text")
     if isinstance(stage, SftStage) and stage.replay is not None:
         yield from _text_only(stage.replay.sources, (*path, "replay", "sources"), "replayed rows are plain text")
+
+
+def _data(stage: Stage, path: KeyPath) -> Iterator[Problem]:
+    weighted = [number for number, source in enumerate(stage.train) if source.weight is not None]
+    if weighted and len(weighted) < len(stage.train):
+        missing = next(number for number in range(len(stage.train)) if number not in weighted)
+        yield Problem((*path, "train", missing, "weight"), "give every training source a weight, or none")
+    for side in ("heldout", "replay"):
+        sources = stage.heldout if side == "heldout" else _replayed(stage)
+        place: KeyPath = (*path, "heldout") if side == "heldout" else (*path, "replay", "sources")
+        for number, source in enumerate(sources):
+            if source.weight is not None:
+                yield Problem((*place, number, "weight"), "only training sources are drawn by weight")
+    if stage.too_long == "split" and not isinstance(stage, CompletionStage):
+        yield Problem((*path, "too_long"), "only plain text can be split: use drop, a truncate_... policy or stop")
+
+
+def _replayed(stage: Stage) -> list[Source]:
+    return stage.replay.sources if isinstance(stage, SftStage) and stage.replay is not None else []
 
 
 def _text_only(sources: list[Source], path: KeyPath, reason: str) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+from tunesmith.data.store import digest_of
 from tunesmith.data.types import Tree
 from tunesmith.recipe.models import CompletionStage, DpoStage, SftStage
 from tunesmith.train.checkpoint import Identity
@@ -62,7 +63,7 @@ def reference_mean(batch: Batch) -> float | None:
 
 
 def _rows(trees: Sequence[Tree]) -> str:
-    return f"{len(trees)}, sha256 {_sha([tree.sha() for tree in trees])}"
+    return f"{len(trees)}, sha256 {digest_of(trees)[:16]}"
 
 
 def _sha(texts: Sequence[str]) -> str:

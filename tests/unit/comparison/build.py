@@ -79,7 +79,7 @@ def hostile_report(root: Path) -> tuple[RunFolder, Recipe, Summary, list[Answere
     manifest = json.loads(folder.manifest_path.read_text("utf-8"))
     manifest |= {"tunesmith": HOSTILE, "git": HOSTILE, "platform": HOSTILE, "packages": {HOSTILE: HOSTILE}}
     folder.manifest_path.write_text(json.dumps(manifest), "utf-8")
-    entry = LedgerEntry(HOSTILE, "0" * 64, HOSTILE, "train", HOSTILE, "dropped", HOSTILE, 0, 0)
+    entry = LedgerEntry(HOSTILE, "0" * 64, HOSTILE, "train", HOSTILE, "dropped", HOSTILE, 0, 0, 0)
     Ledger([entry]).write_parquet(folder.ledger_path)
     for stage in ("sft", "dpo"):
         files = folder.stage(stage).create()

@@ -11,7 +11,7 @@ from tests.unit.comparison.build import HOSTILE, hostile_report, pair, question,
 from tunesmith.comparison.report import ledger_rows, report_html, write_report
 from tunesmith.comparison.rows import Rows
 from tunesmith.comparison.summary import answered, summarize
-from tunesmith.data.ledger import LedgerEntry
+from tunesmith.data.ledger import Ledger, LedgerEntry
 from tunesmith.runs.folder import create_or_open
 
 
@@ -113,12 +113,12 @@ def test_the_first_prompts_are_shown_and_no_more(tmp_path: Path) -> None:
 
 def test_the_ledger_adds_up() -> None:
     def entry(outcome: str, reason: str = "") -> LedgerEntry:
-        return LedgerEntry("r", "s", "sft", "train", "f", outcome, reason, 3, 7)  # type: ignore[arg-type]
+        return LedgerEntry("r", "s", "sft", "train", "f", outcome, reason, 9, 3, 7)  # type: ignore[arg-type]
 
     dropped = [entry("dropped", "too long: 9 > 8"), entry("dropped", "too long: 8 > 7")]
-    (row,) = ledger_rows([entry("kept"), *dropped, entry("kept")])
-    assert (row.kept, row.trimmed, row.dropped, row.trained_tokens) == (2, 0, 2, 28)
-    assert row.reasons == (("too long", 2),)
+    (row,) = ledger_rows(Ledger([entry("kept"), *dropped, entry("kept"), entry("merged", "repeats")]).summary())
+    assert (row.kept, row.trimmed, row.merged, row.dropped, row.trained_tokens) == (2, 0, 1, 2, 35)
+    assert row.reasons == (("too long", 2), ("repeats", 1))
 
 
 def test_the_hostile_text_has_what_the_trap_names() -> None:

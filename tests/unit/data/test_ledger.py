@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
-from tunesmith.data.ledger import Count, Ledger, LedgerEntry, Outcome, read_parquet
+import numpy as np
+
+from tunesmith.data.ledger import (
+    Count,
+    Ledger,
+    LedgerEntry,
+    LedgerWriter,
+    Outcome,
+    drop_rows,
+    fates_text,
+    read_parquet,
+    write_ledgers,
+)
 
 
 def entry(number: int, outcome: Outcome = "kept", reason: str = "") -> LedgerEntry:
-    return LedgerEntry(f"f:{number}", "sha", "sft", "train", "f", outcome, reason, prompt_tokens=3, trained_tokens=2)
+    return LedgerEntry(f"f:{number}", "sha", "sft", "train", "f", outcome, reason, 5, prompt_tokens=3, trained_tokens=2)
 
 
 ENTRIES = [
@@ -21,18 +34,48 @@ ENTRIES = [
 def test_summary_groups_reasons_and_adds_up() -> None:
     summary = Ledger(ENTRIES).summary()
     assert summary == [
-        Count("train", "dropped", "longer than max_length", 2),
-        Count("train", "dropped", "empty answer", 1),
-        Count("train", "kept", "", 2),
+        Count("sft", "train", "dropped", "longer than max_length", 2, 4),
+        Count("sft", "train", "dropped", "empty answer", 1, 2),
+        Count("sft", "train", "kept", "", 2, 4),
     ]
     assert sum(count.num_rows for count in summary) == len(ENTRIES)
 
 
 def test_parquet_round_trip(tmp_path: Path) -> None:
-    ledger = Ledger(ENTRIES[:2])
-    ledger.extend(ENTRIES[2:])
-    ledger.write_parquet(tmp_path / "ledger.parquet")
-    assert read_parquet(tmp_path / "ledger.parquet").entries == ENTRIES
-    Ledger().write_parquet(tmp_path / "ledger.parquet")
-    assert read_parquet(tmp_path / "ledger.parquet").entries == []
+    path = tmp_path / "ledger.parquet"
+    write_ledgers(path, [Ledger(ENTRIES[:2]), Ledger(), Ledger(ENTRIES[2:])])
+    assert list(read_parquet(path)) == ENTRIES
+    assert len(read_parquet(path)) == 5
+    assert read_parquet(path).summary() == Ledger(ENTRIES).summary()
+    assert {each.stage for each in Ledger(path=path, stage="other")} == {"other"}
+    Ledger().write_parquet(path)
+    assert list(read_parquet(path)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.parquet"]
+
+
+def test_rows_that_come_in_batches_are_all_written(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.parquet"
+    writer = LedgerWriter(path)
+    for part in (ENTRIES[:2], ENTRIES[2:]):
+        rows = [asdict(each) for each in part]
+        writer.append({name: [row[name] for row in rows] for name in rows[0]})
+    writer.close()
+    assert writer.num_rows == 5
+    assert list(read_parquet(path)) == ENTRIES
+
+
+def test_undrawn_rows_are_dropped_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.parquet"
+    Ledger(ENTRIES).write_parquet(path)
+    drop_rows(path, np.array([True, False, False, False, False]), reason="not drawn: why")
+    first, *others = read_parquet(path)
+    assert (first.outcome, first.reason, first.tokens, first.trained_tokens) == ("dropped", "not drawn: why", 0, 0)
+    assert others == ENTRIES[1:]
+
+
+def test_the_printed_table_adds_up() -> None:
+    text = fates_text({"sft": Ledger([*ENTRIES, entry(6, "merged", "repeats an earlier row"), entry(7, "trimmed", "x")])})
+    assert text.splitlines() == [
+        "stage  side   read  kept  trimmed  merged  dropped",
+        "sft    train     7     2        1       1        3",
+    ]

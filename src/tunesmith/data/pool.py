@@ -1,0 +1,75 @@
+"""Work on many chunks, in order, in this process or in several.
+
+In: tasks and a pure function. Out: results in the order of the tasks. Must not know: rows, tokenizers.
+
+Processes are forked, so that they have the tokenizer and template at once and a script needs no `__main__` guard;
+that is safe on Linux, and before any process group or GPU context exists. Elsewhere the work stays in one process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import Any, TypeVar, cast
+
+from tunesmith.errors import ResourceError
+
+T = TypeVar("T")
+R = TypeVar("R")
+PAYS_BYTES = 4 * 2**20
+"""Starting processes costs about a tenth of a second, which is what this much data takes."""
+MAX_AUTO = 16  # more than this waits for the one process that reads and writes
+_shared: list[Callable[[Any], object]] = []
+
+
+def num_workers(asked: int, num_bytes: int) -> int:
+    """Processes to use: as asked, or (0) one a core where there is enough data for it to pay; 1 is this process."""
+    if sys.platform != "linux":
+        return 1
+    if asked:
+        return asked
+    return min(len(os.sched_getaffinity(0)), MAX_AUTO) if num_bytes >= PAYS_BYTES else 1
+
+
+def in_order(function: Callable[[T], R], tasks: Iterable[T], *, workers: int) -> Iterator[R]:
+    """`function` of every task, in order; at most two tasks a worker wait at a time, so memory stays bounded.
+
+    Raises ResourceError where a worker is killed (usually for memory).
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    context = get_context("fork")
+    with ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(function,)) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(cast("Future[R]", pool.submit(_call, task)))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                "a process that prepares rows was killed, most likely because memory ran out",
+                where=f"{workers} data workers",
+                remedy="Set `data_workers: 1` in the recipe, or free memory.",
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _adopt(function: Callable[[Any], object]) -> None:
+    """In the worker: keep the function; the tokenizer's own threads would outnumber the cores."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _shared.append(function)
+
+
+def _call(task: object) -> object:
+    return _shared[-1](task)

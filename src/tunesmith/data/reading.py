@@ -1,0 +1,244 @@
+"""One source after another into a stage's build, under the stage's policies for bad rows.
+
+In: opened sources, a renderer, a build. Out: the build filled, and notes; or one DataError with up to 20 bad rows.
+Must not know: the cache, training, the command line.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+
+from tunesmith.data.build import StageBuild
+from tunesmith.data.formats import MAX_SHOWN, FormatPlan, mixed_error, plan_format, unread_columns
+from tunesmith.data.formats.detect import PAIRS
+from tunesmith.data.ledger import Split
+from tunesmith.data.notes import histogram
+from tunesmith.data.pool import in_order, num_workers
+from tunesmith.data.render import Renderer
+from tunesmith.data.sources import OpenedSource, RawChunk, read_chunk
+from tunesmith.data.types import BadRow, Row
+from tunesmith.data.worker import ChunkResult, Task, process
+from tunesmith.errors import DataError
+from tunesmith.recipe.models import CompletionStage, DpoStage, FormatName, SftStage, Source
+
+StageRecipe = SftStage | CompletionStage | DpoStage
+Tell = Callable[[str], None]
+TOLD_ROWS = 100_000  # rows between two lines of progress
+
+
+@dataclass(slots=True)
+class _SourceFigures:
+    """One source as it is read."""
+
+    num_rows: int = 0
+    num_bad: int = 0
+    shown: list[BadRow] = field(default_factory=list)
+    kinds: Counter[FormatName | None] = field(default_factory=Counter)
+    notices: Counter[str] = field(default_factory=Counter)
+    keys: set[str] = field(default_factory=set)
+    num_joined: int = 0
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether rows of several formats were met."""
+        return sum(kind is not None for kind in self.kinds) > 1
+
+
+@dataclass(slots=True)
+class StageReader:
+    """Reads the sources of a stage into a build, and gathers what a person should know."""
+
+    stage: StageRecipe
+    renderer: Renderer
+    build: StageBuild
+    workers: int = 0
+    tell: Tell = lambda text: None
+    notes: list[str] = field(default_factory=list)
+    num_read: int = 0
+    any_chat: bool = False
+
+    def read_all(self, sources: Sequence[tuple[Split, OpenedSource]]) -> None:
+        """Every source in turn; held-out ones come first, because what stands there is not trained."""
+        number = 0
+        told = False
+        for split, opened in sources:
+            if split == "train" and not told:
+                self.build.heldout_is_read()
+                told = True
+            self._read(opened, split, number if split == "train" else 0)
+            number += split == "train"
+        if self.build.num_rows != self.num_read:
+            raise AssertionError(f"{self.num_read} rows were read, but {self.build.num_rows} are in the ledger")
+
+    # --- one source
+
+    def _read(self, opened: OpenedSource, split: Split, number: int) -> None:
+        source = opened.source
+        chunks = opened.raw_chunks()
+        first = next(chunks, None)
+        if first is None:
+            raise DataError("the source holds no rows", where=opened.name, remedy="Give a file with at least one row.")
+        plan = self._plan(first, source)
+        method = "completion" if split == "replay" else self.stage.method
+        check_method(plan, source, method)
+        self.any_chat |= plan.chat
+        self.notes += [f"{opened.name}: {note}" for note in opened.notes]
+        self.notes.append(f"{opened.name}: format {plan.format} ({plan.reason}).")
+        figures = _SourceFigures()
+        tasks = self._tasks(chain([first], chunks), source, plan, split, figures)
+        workers = num_workers(self.workers, opened.num_bytes)
+        for result in in_order(partial(process, renderer=self.renderer), tasks, workers=workers):
+            self._take(result, plan, source, figures)
+            if not figures.is_mixed:
+                self.build.add(result, source=source.path, number=number, split=split)
+                self.num_read += len(result.fates.ids)
+        self._close(figures, plan, source)
+
+    def _plan(self, first: RawChunk, source: Source) -> FormatPlan:
+        """How to read the source, from its first chunk."""
+        rows = read_chunk(first, source)
+        whole = [row for row in rows if isinstance(row, Row)]
+        bad = [row for row in rows if isinstance(row, BadRow)]
+        if not whole:
+            raise _bad_error(bad[:MAX_SHOWN], len(bad), len(rows), source.path, "cannot be read")
+        return plan_format(whole, source)
+
+    def _tasks(
+        self, chunks: Iterator[RawChunk], source: Source, plan: FormatPlan, split: Split, figures: _SourceFigures
+    ) -> Iterator[Task]:
+        fraction = self.stage.heldout_fraction if split == "train" else 0.0
+        for chunk in chunks:
+            yield Task(chunk, source, plan, fraction, keep_examples=split == "heldout", count_only=figures.is_mixed)
+
+    def _take(self, result: ChunkResult, plan: FormatPlan, source: Source, figures: _SourceFigures) -> None:
+        """A chunk's figures; raises where the policy stops at malformed rows and enough of them are seen."""
+        before = figures.num_rows // TOLD_ROWS
+        figures.num_rows += sum(result.kinds.values()) + sum(bad.sha == "" for bad in result.bad)
+        if figures.num_rows // TOLD_ROWS > before:
+            self.tell(f"{source.path}: {figures.num_rows:,} rows read")
+        if source.format == "auto":
+            figures.kinds += result.kinds
+        figures.notices += result.notices
+        figures.keys |= result.keys
+        figures.num_joined += result.num_joined
+        figures.num_bad += len(result.bad)
+        figures.shown += result.bad[: MAX_SHOWN - len(figures.shown)]
+        if result.stops:
+            raise _bad_error(
+                result.stops[:MAX_SHOWN], len(result.stops), figures.num_rows, source.path, "are too long", stops=True
+            )
+        if self.stage.on_bad_row == "stop" and len(figures.shown) >= MAX_SHOWN and not figures.is_mixed:
+            self._refuse_bad(figures, plan, source)
+
+    def _close(self, figures: _SourceFigures, plan: FormatPlan, source: Source) -> None:
+        """What can be said only when all rows are seen. Raises DataError."""
+        if figures.is_mixed:
+            raise mixed_error(figures.kinds, source.path)
+        _check_renames(figures.keys, source)
+        if figures.num_bad and self.stage.on_bad_row == "stop":
+            self._refuse_bad(figures, plan, source)
+        if figures.num_bad > self.stage.max_bad_rows * figures.num_rows:
+            self._refuse_bad(figures, plan, source, ceiling=True)
+        unread = unread_columns(figures.keys, plan.format)
+        if unread:
+            self.notes.append(f"{source.path}: columns not read: {', '.join(unread)}.")
+        if figures.num_joined:
+            self.notes.append(
+                f"{source.path}: {figures.num_joined} rows: two turns of one speaker in a row became one."
+            )
+        self.notes += [f"{source.path}: {count} rows: {text}." for text, count in sorted(figures.notices.items())]
+
+    def _refuse_bad(self, figures: _SourceFigures, plan: FormatPlan, source: Source, *, ceiling: bool = False) -> None:
+        what = f"do not fit the format {plan.format} ({plan.reason}) or the template"
+        if ceiling:
+            what += f", more than `max_bad_rows: {self.stage.max_bad_rows:g}` allows"
+        raise _bad_error(figures.shown, figures.num_bad, figures.num_rows, source.path, what)
+
+
+def _bad_error(
+    shown: Sequence[BadRow], num_bad: int, num_rows: int, where: str, what: str, *, stops: bool = False
+) -> DataError:
+    lines = [f"  {bad_line(bad)}" for bad in shown]
+    more = [f"  ... and {num_bad - len(shown)} more"] if num_bad > len(shown) else []
+    remedy = "Mend or delete these rows, name another format with `format:`, or set `on_bad_row: drop`."
+    if stops:
+        remedy = "Raise `max_length`, shorten the rows, or set `too_long: drop`."
+    return DataError("\n".join([f"{num_bad} of {num_rows} rows {what}:", *lines, *more]), where=where, remedy=remedy)
+
+
+def bad_line(bad: BadRow) -> str:
+    """A malformed row as one line: where, which field, found and wanted."""
+    if not bad.field:
+        return f"{bad.id}: {bad.found}"
+    return f"{bad.id}: {bad.field}: found {bad.found}; wanted {bad.wanted}"
+
+
+def _check_renames(keys: set[str], source: Source) -> None:
+    for wanted, found in source.columns.items():
+        if wanted not in keys:
+            raise DataError(
+                f"`columns` reads `{found}` as `{wanted}`, but no row has `{found}`",
+                where=source.path,
+                remedy=f"Keys found: {', '.join(sorted(keys)[:20])}.",
+            )
+
+
+def check_method(plan: FormatPlan, source: Source, method: str) -> None:
+    """Raises DataError where a method cannot train on rows of a format."""
+    why = f"it is in the format {plan.format} ({plan.reason})"
+    if method == "completion" and plan.format != "text":
+        raise DataError(
+            f"plain text is wanted here, but {why}",
+            where=source.path,
+            remedy="Give a file with a `text` column, or train these rows in a stage with `method: sft`.",
+        )
+    if plan.format in ("ranked", "labeled"):
+        kinds = {"ranked": "several ranked answers a row", "labeled": "one answer with a label a row"}
+        raise DataError(
+            f"the file holds {kinds[plan.format]}, which {method} does not train on: {why}",
+            where=source.path,
+            remedy="Give pairs (`chosen`, `rejected`) for dpo, or one answer a row for sft.",
+        )
+    wanted = 2 if method == "dpo" else 1
+    if plan.num_answers == wanted:
+        return
+    if wanted == 2:
+        raise DataError(
+            f"{method} compares two answers, but the file has no `chosen` and `rejected`: {why}",
+            where=source.path,
+            remedy=f"Formats with pairs: {', '.join(sorted(PAIRS))}. Rename with `columns`, or use `method: sft`.",
+        )
+    raise DataError(
+        f"{method} trains one answer a row, but the file holds pairs: {why}",
+        where=source.path,
+        remedy="Use `method: dpo`; or, to train on the chosen answers, rename them: "
+        "`columns: {answer: chosen}` with a `prompt` column.",
+    )
+
+
+def refuse_empty(build: StageBuild, stage: StageRecipe) -> None:
+    """Raises DataError where a side that the recipe asks for has no row left."""
+    has_replay = isinstance(stage, SftStage) and stage.replay is not None
+    needed: dict[Split, bool] = {"train": True, "heldout": bool(stage.heldout), "replay": has_replay}
+    for split, side in build.sides.items():
+        if side.num_kept or not needed[split]:
+            continue
+        if not side.num_rows:
+            raise DataError(
+                f"no row is left for the {split} side: heldout_fraction {stage.heldout_fraction} took them all",
+                where=f"stage {stage.name}",
+                remedy="Lower `heldout_fraction`, or give more rows.",
+            )
+        why = ", ".join(f"{count} {reason}" for reason, count in side.dropped.most_common())
+        lengths = f"\n{histogram(side.too_long)}" if side.too_long else ""
+        longest = max(side.too_long, default=0)
+        remedy = f"`max_length: {longest}` keeps the over-long ones." if longest else "Give rows that can be trained."
+        raise DataError(
+            f"all {side.num_rows} rows of the {split} side were dropped: {why}{lengths}",
+            where=f"stage {stage.name}",
+            remedy=remedy,
+        )
