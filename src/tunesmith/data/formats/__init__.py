@@ -1,32 +1,51 @@
 """Rows to examples. Nothing behind this package knows Alpaca from ShareGPT.
 
-In: rows and their source. Out: examples, the format with its reason, and every row that gave none.
+In: rows and their source. Out: the plan (the format with its reason), and for every row an example or why it gave none.
 Must not know: tokenizers, templates, stages.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from tunesmith.data.formats import (
     alpaca,
+    labeled,
     messages,
     preference,
     preferred_output,
     prompt_completion,
     question_answer,
+    ranked,
     sharegpt,
     text,
+    toolalpaca,
     transcripts,
 )
-from tunesmith.data.formats.detect import PAIRS, RAW_BY_DEFAULT, Detected, detect
-from tunesmith.data.formats.fields import BadField, Degenerate
-from tunesmith.data.types import Example, Row
+from tunesmith.data.formats.detect import PAIRS, RAW_BY_DEFAULT, Detected, detect, kind_of, mixed_error
+from tunesmith.data.formats.feedback import Feedback, feedback_of
+from tunesmith.data.formats.fields import SYSTEMS, BadField, Degenerate, shown
+from tunesmith.data.types import BadRow, Example, Json, Row
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import FormatName, Source
+
+__all__ = [
+    "FORMATS",
+    "MAX_SHOWN",
+    "Decoded",
+    "DegenerateRow",
+    "Feedback",
+    "FormatPlan",
+    "decode_row",
+    "feedback_of",
+    "kind_of",
+    "mixed_error",
+    "plan_format",
+    "to_examples",
+]
 
 MAX_SHOWN = 20  # errors printed at once: enough to see a pattern, few enough to read
 
@@ -46,37 +65,58 @@ class Format(NamedTuple):
     keys: frozenset[str]
 
 
-def _format(decode: Decode, *keys: str) -> Format:
-    return Format(decode, frozenset(keys))
+def _format(decode: Decode, *keys: str | Iterable[str]) -> Format:
+    names = [name for key in keys for name in ([key] if isinstance(key, str) else key)]
+    return Format(decode, frozenset(names))
 
 
+TOOLS = ("tools", "functions", "parallel_tool_calls")
+_ALPACA = _format(alpaca.to_example, "history", alpaca.INPUTS, *alpaca.SPELLINGS, SYSTEMS, TOOLS)
+_QUESTION = _format(question_answer.to_example, *question_answer.SPELLINGS, "context", SYSTEMS, TOOLS)
+_MESSAGES = _format(messages.to_example, "messages", toolalpaca.KEYS, SYSTEMS, TOOLS)
+_SHAREGPT = _format(sharegpt.to_example, sharegpt.NAMES, SYSTEMS, TOOLS)
+_COMPLETION = _format(prompt_completion.to_example, "prompt", "completion", SYSTEMS, TOOLS)
+_SINGLE = (_ALPACA, _QUESTION, _MESSAGES, _SHAREGPT, _COMPLETION)
 FORMATS: dict[FormatName, Format] = {
-    "messages": _format(messages.to_example, "messages"),
-    "sharegpt": _format(sharegpt.to_example, "conversations", "system"),
-    "alpaca": _format(alpaca.to_example, "instruction", "input", "output", "system"),
-    "question_answer": _format(question_answer.to_example, "question", "prompt", "answer", "system"),
-    "prompt_completion": _format(prompt_completion.to_example, "prompt", "completion", "system"),
+    "messages": _MESSAGES,
+    "sharegpt": _SHAREGPT,
+    "alpaca": _ALPACA,
+    "question_answer": _QUESTION,
+    "prompt_completion": _COMPLETION,
     "text": _format(text.to_example, "text"),
-    "preference": _format(
-        preference.to_example,
-        *("prompt", "chosen", "rejected", "question", "system", "instruction", "input", "conversations"),
-    ),
+    "preference": _format(preference.to_example, preference.KEYS, SYSTEMS, TOOLS),
     "transcripts": _format(transcripts.to_example, "chosen", "rejected"),
-    "preferred_output": _format(preferred_output.to_example, "input", "preferred_output", "non_preferred_output"),
+    "preferred_output": _format(preferred_output.to_example, preferred_output.KEYS, TOOLS),
+    "ranked": _format(ranked.to_example, ranked.KEYS, SYSTEMS, TOOLS),
+    "labeled": _format(labeled.to_example, labeled.LABELS, *(one.keys for one in _SINGLE)),
 }
 EXTRAS = frozenset({"value", "accepted", "kind", "tags"})
+NUM_ANSWERS: dict[FormatName, int] = {"ranked": 0, **dict.fromkeys(PAIRS, 2)}
+"""Answers a row, where they are not one; 0: as many as the row has."""
 # Columns whose meaning would be lost in silence if they were merely not read.
-UNSUPPORTED = ("tools", "functions", "label", "history", "images", "image", "videos", "audios", "weight", "weights")
+UNSUPPORTED = (
+    *("tools", "functions", "label", "kto_tag", "history", "weight", "weights"),
+    *("image", "images", "video", "videos", "audio", "audios"),
+)
+EMPTY: tuple[Json, ...] = (None, "", [], {}, "[]")
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
-    """A malformed row: which field, what was found there and what is wanted."""
+class FormatPlan:
+    """How to read every row of a source. `num_answers`: 1, 2, or 0 where each row has its own number.
 
-    row: Row
-    field: str
-    found: str
-    wanted: str
+    `keys` are the columns that are read. `chat` says whether strings become turns.
+    """
+
+    format: FormatName
+    reason: str
+    chat: bool
+    num_answers: int
+    keys: frozenset[str]
+
+    def unread(self, keys: Iterable[str]) -> list[str]:
+        """The columns that are not read, sorted."""
+        return sorted(set(keys) - self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +143,7 @@ class Decoded:
         """Raises DataError with up to 20 malformed rows, one a line, where there are any."""
         if not self.bad:
             return
-        lines = [f"  {bad.row.id}: {bad.field}: found {bad.found}; wanted {bad.wanted}" for bad in self.bad[:MAX_SHOWN]]
+        lines = [f"  {bad.id}: {bad.field}: found {bad.found}; wanted {bad.wanted}" for bad in self.bad[:MAX_SHOWN]]
         more = len(self.bad) - len(lines)
         total = len(self.examples) + len(self.dropped) + len(self.bad)
         raise DataError(
@@ -119,45 +159,72 @@ class Decoded:
         )
 
 
+def plan_format(rows: Sequence[Row], source: Source) -> FormatPlan:
+    """The format of a source, named in the recipe or detected from its first rows.
+
+    Raises DataError for an unknown format, for rows in several, and for columns that are not supported yet.
+    """
+    named = Detected(source.format, "named in the recipe") if source.format != "auto" else None
+    detected = named or detect(rows, source.path)
+    name = detected.format
+    keys = FORMATS[name].keys | EXTRAS
+    _refuse_unsupported(rows, keys, source.path)
+    chat = source.render == "chat" or (source.render == "auto" and _chat_by_default(name, rows))
+    return FormatPlan(name, detected.reason, chat, NUM_ANSWERS.get(name, 1), keys)
+
+
+def decode_row(row: Row, plan: FormatPlan) -> Example | BadRow | DegenerateRow:
+    """One row's example, or what is wrong with it, or why it teaches nothing."""
+    for key in UNSUPPORTED:
+        if key in row.fields and _is_lost(row, key, plan.keys):
+            found = shown(row.fields[key])
+            return BadRow(row.id, key, found, "no such column (it is not supported yet)", row.sha)
+    try:
+        return FORMATS[plan.format].decode(row, chat=plan.chat)
+    except BadField as error:
+        return BadRow(row.id, error.field, error.found, error.wanted, row.sha)
+    except Degenerate as error:
+        return DegenerateRow(row, str(error))
+
+
 def to_examples(rows: Sequence[Row], source: Source) -> Decoded:
     """Rows to examples in the source's format, detected where the recipe says auto.
 
     Malformed rows are collected in `bad`, degenerate ones in `dropped`: nothing is lost.
     Raises DataError for an unknown or mixed file, and for columns that are not supported yet.
     """
-    named = Detected(source.format, "named in the recipe") if source.format != "auto" else None
-    detected = named or detect(rows, source.path)
-    _refuse_unsupported(rows, detected.format, source.path)
-    decode, keys = FORMATS[detected.format]
-    chat = source.render == "chat" or (source.render == "auto" and _chat_by_default(detected.format, rows))
+    plan = plan_format(rows, source)
     examples: list[Example] = []
     bad: list[BadRow] = []
     dropped: list[DegenerateRow] = []
     for row in rows:
-        try:
-            examples.append(decode(row, chat=chat))
-        except BadField as error:
-            bad.append(BadRow(row, error.field, error.found, error.wanted))
-        except Degenerate as error:
-            dropped.append(DegenerateRow(row, str(error)))
-    unread = sorted({key for row in rows for key in row.fields} - keys - EXTRAS)
-    num_answers = 2 if detected.format in PAIRS else 1
-    return Decoded(examples, detected.format, detected.reason, num_answers, bad, dropped, unread)
+        match decode_row(row, plan):
+            case Example() as example:
+                examples.append(example)
+            case BadRow() as malformed:
+                bad.append(malformed)
+            case DegenerateRow() as degenerate:
+                dropped.append(degenerate)
+    unread = plan.unread(key for row in rows for key in row.fields)
+    return Decoded(examples, plan.format, plan.reason, plan.num_answers, bad, dropped, unread)
 
 
 def _chat_by_default(name: FormatName, rows: Sequence[Row]) -> bool:
     """Raw text for plain text and for prompt and completion strings; chat for everything else."""
     if name not in RAW_BY_DEFAULT:
         return True
-    return name == "prompt_completion" and any(isinstance(row.fields.get("prompt"), list) for row in rows)
+    return name == "prompt_completion" and any(prompt_completion.has_messages(row.fields) for row in rows)
 
 
-def _refuse_unsupported(rows: Sequence[Row], name: FormatName, where: str) -> None:
-    counts = Counter(key for row in rows for key in UNSUPPORTED if row.fields.get(key) not in (None, "", [], {}, "[]"))
+def _refuse_unsupported(rows: Sequence[Row], read: frozenset[str], where: str) -> None:
+    counts = Counter(key for row in rows for key in UNSUPPORTED if _is_lost(row, key, read))
     for key, count in counts.items():
-        if key not in FORMATS[name].keys:
-            raise DataError(
-                f"{count} of {len(rows)} rows have a `{key}` column, which is not supported yet",
-                where=where,
-                remedy=f"Leave it out, or say that it may be ignored: `columns: {{unused_{key}: {key}}}`.",
-            )
+        raise DataError(
+            f"{count} of {len(rows)} rows have a `{key}` column, which is not supported yet",
+            where=where,
+            remedy=f"Leave it out, or say that it may be ignored: `columns: {{unused_{key}: {key}}}`.",
+        )
+
+
+def _is_lost(row: Row, key: str, read: frozenset[str]) -> bool:
+    return key not in read and row.fields.get(key) not in EMPTY

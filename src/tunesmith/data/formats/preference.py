@@ -1,88 +1,68 @@
 """Pairs: a prompt with a chosen and a rejected answer, in the spellings that are in use.
 
-In: a row. The prompt is `prompt` (string or messages), `question` with `system` (orca_dpo_pairs),
-`instruction` with `input` (Alpaca style; its `output` is not read), or `conversations` (LLaMA-Factory);
-or it is missing, and chosen and rejected are whole conversations with a shared head.
+In: a row. The prompt is `prompt` (string or messages), `question` with `system` (orca_dpo_pairs), `instruction` with
+`input` (Alpaca style; its `output` is not read), `conversations` (LLaMA-Factory) or `messages`; or it is missing, and
+chosen and rejected are whole conversations with a shared head (UltraFeedback). Stack Exchange's `response_j` is the
+better of its two. Scores (`score_chosen`, ...) or a `margin` beside the answers are kept.
 Out: an example with two answers, chosen first. Must not know: templates, tokenizers.
 """
 
 from __future__ import annotations
 
-from tunesmith.data.formats.alpaca import instruction
-from tunesmith.data.formats.fields import (
-    BadField,
-    Fields,
-    conversation,
-    optional_text,
-    pair_example,
-    shown,
-    string_example,
-    text_field,
+from dataclasses import replace
+
+from tunesmith.data.formats.examples import pair_example, string_example
+from tunesmith.data.formats.fields import BadField, Fields, fitting, number, present, shown, system_text
+from tunesmith.data.formats.prompts import NAMES, head_of, is_plain, read_prompt, whole
+from tunesmith.data.formats.turns import conversation
+from tunesmith.data.types import Conversation, Example, Row
+
+SIDES = (("chosen", "rejected"), ("response_j", "response_k"))
+SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_rating", "rejected_rating"),
 )
-from tunesmith.data.types import Conversation, Example, Message, Row
+KEYS = frozenset(key for names in (*SIDES, *SCORES) for key in names) | {*NAMES, "context", "margin", "history"}
 
 
 def to_example(row: Row, *, chat: bool) -> Example:
     """Strings give one turn a side; message lists may repeat the prompt and may go on for several turns."""
-    prompt = _prompt(row.fields)
-    chosen, rejected = _side(row.fields, "chosen"), _side(row.fields, "rejected")
-    system = optional_text(row.fields, "system")
+    example = _pair(row, chat=chat)
+    scores = _scores(row.fields)
+    return replace(example, scores=scores) if scores else example
+
+
+def _pair(row: Row, *, chat: bool) -> Example:
+    fields = row.fields
+    names = fitting(fields, SIDES)[0], fitting(fields, SIDES)[1]
+    chosen, rejected = _side(fields, names[0]), _side(fields, names[1])
+    # A conversation that brings its own prompt needs no `messages`, which in UltraFeedback is `chosen` once more.
+    brings_own = isinstance(chosen, tuple) and chosen[0].role != "assistant"
+    prompt = read_prompt(fields, NAMES[:-1] if brings_own else NAMES)
     if isinstance(chosen, str) and isinstance(rejected, str) and isinstance(prompt, str):
-        return string_example(row, prompt, (chosen, rejected), chat=chat, system=system)
+        if not chat or is_plain(fields, prompt):
+            return string_example(row, prompt, (chosen, rejected), chat=chat, system=system_text(fields))
+        chosen, rejected = chosen.strip(), rejected.strip()  # the white space after a transcript's marker is layout
     if not chat:
         raise BadField("prompt", "messages", "strings, since the recipe says `render: text`")
-    head = _head(prompt, system)
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise BadField("rejected", shown(row.fields["rejected"]), "the same form as `chosen`: both strings or messages")
-    return pair_example(row, _whole(head, chosen, "chosen"), _whole(head, rejected, "rejected"))
-
-
-def _prompt(fields: Fields) -> str | Conversation | None:
-    if fields.get("conversations") is not None:
-        return conversation(fields["conversations"], "conversations")
-    value = fields.get("prompt")
-    if value is not None:
-        return value if isinstance(value, str) else conversation(value, "prompt")
-    if fields.get("question") is not None:
-        return text_field(fields, "question")
-    return instruction(fields) if fields.get("instruction") is not None else None
+        raise BadField(names[1], shown(fields[names[1]]), f"the same form as `{names[0]}`: both strings or messages")
+    head = head_of(fields, prompt)
+    return pair_example(row, whole(head, chosen, names[0]), whole(head, rejected, names[1]), names=names)
 
 
 def _side(fields: Fields, name: str) -> str | Conversation:
-    if name not in fields:
-        raise BadField(name, "no such key", "an answer: a string or a list of messages")
-    value = fields[name]
+    value = fields.get(name)
     if value is None:
-        raise BadField(name, "null", "an answer: a string or a list of messages")
+        raise BadField(name, "null" if name in fields else "no such key", "an answer: a string or a list of messages")
     return value if isinstance(value, str) else conversation(value, name)
 
 
-def _head(prompt: str | Conversation | None, system: str) -> Conversation:
-    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt or ()
-    return (Message("system", system), *turns) if system else turns
-
-
-def _whole(head: Conversation, side: str | Conversation, name: str) -> Conversation:
-    """The side as a whole conversation, prompt first."""
-    if isinstance(side, str):
-        if not head:
-            raise BadField("prompt", "no such key", "a prompt, since `chosen` and `rejected` are strings")
-        return (*head, Message("assistant", side))
-    if side[0].role == "assistant":
-        if not head:
-            raise BadField("prompt", "no such key", f"a prompt, since `{name}` begins with the assistant's turn")
-        return (*head, *side)
-    if not _repeats(side, head):
-        raise BadField(name, "messages that begin with another prompt", "the prompt's turns first, or the answer only")
-    return side
-
-
-def _repeats(side: Conversation, head: Conversation) -> bool:
-    """Whether the side begins with the prompt's turns; a system message of its own may come first."""
-    start = 1 if side[0].role == "system" and (not head or head[0].role != "system") else 0
-    found = side[start : start + len(head)]
-    return _stripped(found) == _stripped(head)
-
-
-def _stripped(messages: Conversation) -> list[tuple[str, str]]:
-    return [(message.role, message.content.strip()) for message in messages]
+def _scores(fields: Fields) -> tuple[float, ...]:
+    """The two answers' scores, or (margin, 0) where the file gives their difference only; () where it gives none."""
+    names = fitting(fields, SCORES)
+    if present(fields, names) is not None:
+        return tuple(number(fields.get(name), name) for name in names)
+    return (number(fields["margin"], "margin"), 0.0) if fields.get("margin") is not None else ()

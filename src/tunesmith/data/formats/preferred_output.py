@@ -1,25 +1,32 @@
 """OpenAI's preference format: {"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}.
 
-In: a row. Out: an example with two answers, the preferred one first. Must not know: templates, tokenizers.
+In: a row, with optional `tools` in its input or beside it (`parallel_tool_calls` is a setting of OpenAI's service).
+Out: an example with two answers, the preferred one first. Must not know: templates, tokenizers.
 """
 
 from __future__ import annotations
 
-from tunesmith.data.formats.fields import BadField, conversation, pair_example, shown
+from tunesmith.data.formats.calls import tools_of
+from tunesmith.data.formats.examples import check_text_render, pair_example
+from tunesmith.data.formats.fields import BadField
+from tunesmith.data.formats.turns import answer_turns, conversation
 from tunesmith.data.types import Conversation, Example, Json, Message, Row
+
+SIDES = ("preferred_output", "non_preferred_output")
+KEYS = ("input", *SIDES)
 
 
 def to_example(row: Row, *, chat: bool) -> Example:
     """`input` is an object with messages, a list of them, or a string."""
-    if not chat:
-        raise BadField("render", "text", "chat: a list of messages has no text form without a template")
-    for name in ("input", "preferred_output", "non_preferred_output"):
+    check_text_render(row.fields, chat=chat)
+    for name in KEYS:
         if row.fields.get(name) is None:
             raise BadField(name, "null" if name in row.fields else "no such key", "messages")
-    prompt = _input(row.fields["input"])
-    chosen = _output(row.fields["preferred_output"], "preferred_output")
-    rejected = _output(row.fields["non_preferred_output"], "non_preferred_output")
-    return pair_example(row, (*prompt, *chosen), (*prompt, *rejected))
+    value = row.fields["input"]
+    prompt = _input(value)
+    chosen, rejected = (answer_turns(row.fields[name], name) for name in SIDES)
+    tools = tools_of(value.get("tools"), "input.tools") if isinstance(value, dict) else ""
+    return pair_example(row, (*prompt, *chosen), (*prompt, *rejected), names=SIDES, tools=tools)
 
 
 def _input(value: Json) -> Conversation:
@@ -27,10 +34,4 @@ def _input(value: Json) -> Conversation:
         return (Message("user", value),)
     if not isinstance(value, dict) or "role" in value:
         return conversation(value, "input")
-    if value.get("tools"):
-        raise BadField("input.tools", shown(value["tools"]), "no tools (they are not supported yet)")
     return conversation(value.get("messages"), "input.messages")
-
-
-def _output(value: Json, name: str) -> Conversation:
-    return (Message("assistant", value),) if isinstance(value, str) else conversation(value, name)

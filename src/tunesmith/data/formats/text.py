@@ -5,7 +5,8 @@ In: a row. Out: an example with an empty prompt, so that every token is trained.
 
 from __future__ import annotations
 
-from tunesmith.data.formats.fields import BadField, Degenerate, string_example, text_field
+from tunesmith.data.formats.examples import string_example
+from tunesmith.data.formats.fields import BadField, Degenerate, text_field
 from tunesmith.data.types import Example, Row
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from tunesmith.data.formats.fields import BadField, Degenerate, pair_example, shown, string_example, text_field
+from tunesmith.data.formats.examples import pair_example, string_example
+from tunesmith.data.formats.fields import BadField, Degenerate, shown, text_field
 from tunesmith.data.types import Conversation, Example, Message, Row
 
 MARKER = re.compile(r"\n\n(Human|Assistant):")
@@ -23,6 +24,11 @@ ROLE = {"Human": "user", "Assistant": "assistant"}
 def is_transcript(text: str) -> bool:
     """Whether a string is a transcript: it begins with a person's turn and has an answer."""
     return f"\n\n{text.lstrip()}".startswith("\n\nHuman:") and ANSWER_MARKER in text
+
+
+def prompt_turns(text: str) -> Conversation | None:
+    """The turns of a prompt that is a transcript up to an answer's marker (as in Nectar); None where it is none."""
+    return turns(text)[:-1] if is_transcript(text) and text.rstrip().endswith(ANSWER_MARKER) else None
 
 
 def to_example(row: Row, *, chat: bool) -> Example:
