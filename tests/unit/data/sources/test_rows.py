@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.data.build import source, write_jsonl
-from tunesmith.data import sources
-from tunesmith.data.sources import content_sha, read_rows
+from tunesmith.data.sources import content_sha, read_rows, streams
 from tunesmith.errors import DataError
 
 
@@ -76,8 +75,9 @@ def test_a_rename_of_a_missing_column_names_the_keys_found(tmp_path: Path) -> No
 
 def test_a_rename_onto_another_column_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", {"prompt": "1", "q": "2"})
-    assert f"{path}:1: `columns` renames `q` to `prompt`, but the row has `prompt`" in refusal(
-        path, columns={"prompt": "q"}
+    assert (
+        f"{path}:1: prompt: found `prompt` in the row, and `columns` renames `q` to `prompt`; wanted one of"
+        in refusal(path, columns={"prompt": "q"})
     )
 
 
@@ -85,9 +85,8 @@ def test_missing_file_folder_suffix_and_empty_files(tmp_path: Path) -> None:
     assert f"{tmp_path}/none.jsonl: no such file\n  Paths are relative to the working directory" in refusal(
         tmp_path / "none.jsonl"
     )
-    assert "this is a folder, not a file" in refusal(tmp_path)
-    assert "Supported: .jsonl, .jsonl.gz, .json, .parquet." in refusal(tmp_path / "a.csv", b"a,b\n")
-    for name in ("a.jsonl", "a.json"):
+    assert "Supported: .jsonl, .jsonl.gz, .jsonl.zst, .json," in refusal(tmp_path / "a.xlsx", b"a,b\n")
+    for name in ("a.jsonl", "a.json", "a.csv"):
         assert "the file holds no rows" in refusal(tmp_path / name, b" \n")
     assert "the file holds no rows" in refusal(tmp_path / "b.json", b"[]")
 
@@ -95,29 +94,35 @@ def test_missing_file_folder_suffix_and_empty_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a"', ":2: not JSON at column 13: Expecting ',' delimiter\n  The line is cut off."),
-        (b"{'text': 1}", ":2: not JSON at column 2: Expecting property name enclosed in double quotes"),
-        (b'{"a": 1} {"b": 2}', ":2: not JSON at column 10: Extra data\n  Each line must be one JSON object."),
-        (b'{"text": NaN}', ":2: not JSON: NaN is not a JSON number"),
-        (b'{"text": -Infinity}', ":2: not JSON: -Infinity is not a JSON number"),
-        (b'["a"]', ":2: the row is an array, not an object"),
-        (b'"a"', ":2: the row is a string, not an object"),
-        (b"3", ":2: the row is a number, not an object"),
-        (b"null", ":2: the row is null, not an object"),
-        (b'{"text": "\\ud83d"}', ":2: half of a surrogate pair (\\ud83d)"),
-        (b'{"text": "caf\xe9"}', ":2: not UTF-8: byte 0xe9 at byte 14 of the line"),
-        (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", ":2: nested deeper than 64 levels"),
-        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ":2: nested deeper than 64 levels"),
-        (b'{"n": ' + b"9" * 5000 + b"}", ":2: not JSON: Exceeds the limit"),
+        (b'{"text": "a"', "line: found not JSON at column 13: Expecting ',' delimiter; the line is cut off"),
+        (b'{"text": "a', "line: found not JSON at column 10: Unterminated string starting at; the line is cut off"),
+        (b"{'text': 1}", "line: found not JSON at column 2: Expecting property name enclosed in double quotes"),
+        (b'{"a": 1} {"b": 2}', "line: found not JSON at column 10: Extra data; wanted one whole JSON object a line"),
+        (b'{"text": NaN}', "line: found not JSON: NaN; wanted a finite number or null"),
+        (b'{"text": -Infinity}', "line: found not JSON: -Infinity"),
+        (b'{"a": "x", "text": 1e999}', "text: found a number that is not finite"),
+        (b'["a"]', "line: found an array; wanted an object with named fields"),
+        (b'"a"', "line: found a string; wanted an object"),
+        (b"3", "line: found a number; wanted an object"),
+        (b"null", "line: found null; wanted an object"),
+        (b"\0\0\0", "line: found not JSON at column 1"),
+        (b'{"a": "x", "text": "\\ud83d"}', "text: found half of a surrogate pair (\\ud83d)"),
+        (b'{"\\ud83d": "x"}', "\\ud83d: found half of a surrogate pair (\\ud83d)"),
+        (b'{"text": "caf\xe9"}', "line: found not UTF-8: byte 0xe9 at byte 14 of the line; wanted UTF-8"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "line: found the key 'c' twice in one object; wanted every key once"),
+        (b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}", "line: found nested deeper than 64 levels"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line: found nested deeper than 64 levels"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "line: found a number of thousands of digits"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     path = tmp_path / "a.jsonl"
-    assert f"{path}{message}" in refusal(path, b'{"text": "fine"}\n' + line + b"\n")
+    found = refusal(path, b'{"text": "fine"}\n' + line + b"\n")
+    assert f"{path}: 1 of 2 rows cannot be read:\n  {path}:2: {message}" in found
 
 
 def test_a_line_past_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 2**20)
     data = b'{"text": "' + b"a" * 2**20 + b'"}\n'
     assert ":1: the line is longer than 1 MiB" in refusal(tmp_path / "a.jsonl", data)
 
@@ -125,11 +130,12 @@ def test_a_line_past_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_whole_json_files_name_line_and_column(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     assert f"{path}:3: not JSON at column 1: Expecting value" in refusal(path, b'[{"a": 1},\n {"a": 2},\n]')
-    assert f"{path}:2: not UTF-8: byte 0xff at byte 3 of the line" in refusal(path, b'[\n "\xff"]')
+    text = refusal(path, b'[\n {"a": "\xff"}]')
+    assert f"{path}[0]: row: found not UTF-8: byte 0xff at byte 8 of the row (the row begins on line 2)" in text
     assert "name it .jsonl" in refusal(path, b'{"a": 1}\n{"a": 2}\n')
     assert "one JSON object (keys: data, info), not an array" in refusal(path, b'{"data": [], "info": 1}')
     assert "the file holds a string, not an array" in refusal(path, b'"a"')
-    assert f"{path}[1]: the row is a number" in refusal(path, b'[{"a": 1}, 2]')
+    assert f"{path}[1]: row: found a number (the row begins on line 1)" in refusal(path, b'[{"a": 1}, 2]')
 
 
 def test_an_array_named_jsonl_is_told_its_name(tmp_path: Path) -> None:
@@ -148,4 +154,4 @@ def test_parquet_nulls_and_values_without_a_json_form(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1.5, float("nan")], "b": ["x", None]}), path)
     assert [row.fields for row in read_rows(source(path))] == [{"a": 1.5, "b": "x"}, {"a": None, "b": None}]
     pq.write_table(pa.table({"a": [b"bytes"]}), path)
-    assert f"{path}[0]: column `a` holds bytes, which has no JSON form" in refusal(path)
+    assert f"{path}[0]: a: found bytes, which has no JSON form" in refusal(path)

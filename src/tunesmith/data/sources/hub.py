@@ -1,0 +1,106 @@
+"""Hugging Face data sets: an id to a commit, and the data files of that commit.
+
+In: a source whose path is an id. Out: the commit, and a local folder with its data files; or one DataError.
+Only data files are downloaded, so a repository's scripts cannot run: they are not even here. A commit that lies in the
+hub's cache needs no network. Must not know: splits, rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tunesmith.data.sources.paths import ARCHIVES, SUFFIXES
+from tunesmith.errors import DataError
+from tunesmith.recipe.models import Source
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CARD = ["README.md", ".huggingface.yaml"]
+_DATA_FILES = ["*.parquet", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.txt", "*.arrow", "*.gz", "*.zst"]
+_NO_DATA = ["*.tar.*", "*.py.*"]
+_downloaded: dict[tuple[str, str], Path] = {}
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path where nothing lies can be a data set's id: `org/name`, and no slip in a local path."""
+    if not _ID.fullmatch(path) or path.lower().endswith((*SUFFIXES, *ARCHIVES, ".gz", ".zst", ".arrow", ".py")):
+        return False
+    return not Path(path).parent.exists()
+
+
+def hint(path: str) -> str:
+    """What to add to `no such file` for a path that may have been meant as a data set's id."""
+    return "" if "/" in path or "." in path else " A Hugging Face data set is named `org/name`."
+
+
+def resolve_commit(source: Source) -> str:
+    """The 40-hex commit that the source's revision (the newest, where it names none) stands for."""
+    if source.revision is not None and _COMMIT.fullmatch(source.revision):
+        return source.revision
+    return _snapshot(source, source.revision, _CARD).name
+
+
+def download(source: Source, commit: str) -> Path:
+    """The folder with the data files of a commit, downloaded where the hub's cache does not hold them."""
+    folder = _snapshot(source, commit, [*_CARD, *_DATA_FILES])
+    _downloaded[source.path, commit] = folder
+    return folder
+
+
+def num_bytes(source: Source, commit: str) -> int:
+    """Size of the data files, once this process has them; 0 before."""
+    folder = _downloaded.get((source.path, commit))
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder else 0
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Without the progress bars of `datasets`: rows are counted and said by us."""
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    bars = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            enable_progress_bar()
+
+
+def _snapshot(source: Source, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = snapshot_download(
+            source.path, repo_type="dataset", revision=revision, allow_patterns=patterns, ignore_patterns=_NO_DATA
+        )
+    except GatedRepoError as error:
+        raise _refusal(
+            source, "the data set is gated", "Ask for access on its page, then `hf auth login`.", error
+        ) from error
+    except RevisionNotFoundError as error:
+        raise _refusal(source, f"there is no revision {revision!r}", "Check `revision`.", error) from error
+    except RepositoryNotFoundError as error:
+        remedy = "Check the id and the working directory; for a private one, `hf auth login`."
+        raise _refusal(source, "no such local path, and no such data set on the hub", remedy, error) from error
+    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
+        remedy = "Check the network (HF_HUB_OFFLINE, HF_ENDPOINT), or download the files and name them."
+        raise _refusal(
+            source, "no such local path, and the hub cannot be reached for a data set of this name", remedy, error
+        ) from error
+    return Path(folder)
+
+
+def _refusal(source: Source, what: str, remedy: str, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return DataError(f"{what} ({reason})" if reason else what, where=source.path, remedy=remedy)
