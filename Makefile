@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help quickstart test lint format typecheck bench clean
+.PHONY: help quickstart test lint format typecheck bench bench-data clean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,10 @@ typecheck: $(DEV)
 
 bench: $(CORE)
 	bash benchmarks/bench.sh $(ARGS)
+	$(if $(ARGS),,MODULE=benchmarks.data.compare bash benchmarks/bench.sh)
+
+bench-data: $(CORE)
+	MODULE=benchmarks.data.compare bash benchmarks/bench.sh $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

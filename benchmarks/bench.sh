@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # make bench: install TRL in a virtual environment of its own, once, then measure it beside Tunesmith.
-# Arguments go to compare_trl.py: make bench ARGS="--rounds 1 --steps 1 --pairs-per-step 4"
+# MODULE is the driver (make bench-data: benchmarks.data.compare). Arguments go to it: make bench ARGS="--rounds 1 --steps 1 --pairs-per-step 4"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,4 +19,4 @@ if ! cmp -s "$pins" "$stamp"; then
   cp "$pins" "$stamp"
 fi
 
-exec "$own" -m benchmarks.compare_trl "$@"
+exec "$own" -m "${MODULE:-benchmarks.compare_trl}" "$@"

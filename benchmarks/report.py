@@ -17,7 +17,6 @@ from typing import Any
 from benchmarks.workload import Workload, padded_tokens, useful_flops, useful_tokens
 
 Figure = dict[str, float]
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 LOSS_TOLERANCE = 1e-4
 FLOORS = [  # (method, what, side compared with, bound): issue "the whole path, once", item 11
     ("dpo", "speed", "trl_default", 5.0),
@@ -215,11 +214,12 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def put_table(page: Path, text: str) -> None:
-    """Replace what stands between the markers of `page`."""
+def put_table(page: Path, text: str, mark: str = "bench") -> None:
+    """Replace what stands between the markers of `page`, `<!-- bench:begin -->` and its end or another pair."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
     content = page.read_text()
-    before, found, rest = content.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+    before, found, rest = content.partition(begin)
+    _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise SystemExit(f"{page} has no {BEGIN} ... {END}: the table is only in results/latest.json")
-    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+        raise SystemExit(f"{page} has no {begin} ... {end}: the table is only in the results folder")
+    page.write_text(f"{before}{begin}\n{text.rstrip()}\n{end}{after}")

@@ -140,9 +140,9 @@ def test_other_losses_mean_other_work() -> None:
 
 def test_the_table_replaces_what_stands_between_the_markers(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
+    page.write_text("above\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nbelow\n")
     report.put_table(page, "new\n")
-    assert page.read_text() == f"above\n{report.BEGIN}\nnew\n{report.END}\nbelow\n"
+    assert page.read_text() == "above\n<!-- bench:begin -->\nnew\n<!-- bench:end -->\nbelow\n"
     page.write_text("no markers")
     with pytest.raises(SystemExit, match="no <!-- bench:begin -->"):
         report.put_table(page, "new\n")
