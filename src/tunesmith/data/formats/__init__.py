@@ -45,6 +45,7 @@ __all__ = [
     "mixed_error",
     "plan_format",
     "to_examples",
+    "unread_columns",
 ]
 
 MAX_SHOWN = 20  # errors printed at once: enough to see a pattern, few enough to read
@@ -113,10 +114,6 @@ class FormatPlan:
     chat: bool
     num_answers: int
     keys: frozenset[str]
-
-    def unread(self, keys: Iterable[str]) -> list[str]:
-        """The columns that are not read, sorted."""
-        return sorted(set(keys) - self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +202,13 @@ def to_examples(rows: Sequence[Row], source: Source) -> Decoded:
                 bad.append(malformed)
             case DegenerateRow() as degenerate:
                 dropped.append(degenerate)
-    unread = plan.unread(key for row in rows for key in row.fields)
+    unread = unread_columns((key for row in rows for key in row.fields), plan.format)
     return Decoded(examples, plan.format, plan.reason, plan.num_answers, bad, dropped, unread)
+
+
+def unread_columns(keys: Iterable[str], name: FormatName) -> list[str]:
+    """The columns that a format does not read, sorted."""
+    return sorted(set(keys) - FORMATS[name].keys - EXTRAS)
 
 
 def _chat_by_default(name: FormatName, rows: Sequence[Row]) -> bool:

@@ -46,7 +46,7 @@ def string_example(
     if history:
         raise BadField("history", "earlier turns", "none, since the recipe says `render: text`")
     if tools := tools_text(row.fields):
-        raise BadField("tools", shown(tools), "none: raw text offers no tools")
+        raise BadField("tools", shown(tools), "none, or `render: chat`: raw text offers no tools")
     if any(not answer.strip() for answer in answers):
         raise Degenerate("empty answer")
     if len(answers) > 1 and len(set(answers)) == 1:

@@ -70,6 +70,9 @@ def present(fields: Fields, names: Iterable[str]) -> str | None:
 
 def fitting(fields: Fields, spellings: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """The first spelling whose keys the row has, all of them; else the one of which it has most."""
+    for names in spellings:
+        if all(fields.get(name) is not None for name in names):
+            return names
     return max(spellings, key=lambda names: sum(fields.get(name) is not None for name in names) / len(names))
 
 

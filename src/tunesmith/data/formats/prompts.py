@@ -49,6 +49,8 @@ def whole(head: Conversation, side: str | Conversation, name: str) -> Conversati
         return (*head, Message("assistant", side))
     if side[0].role == "assistant":
         return (*head, *side)
+    if head and head[0].role == "system" and side[0].role != "system":
+        side = (head[0], *side)
     if not _repeats(side, head):
         raise BadField(name, "messages that begin with another prompt", "the prompt's turns first, or the answer only")
     return side
