@@ -5,7 +5,7 @@ import pytest
 from tests.unit.data.build import replies, row, rows, source, turns
 from tunesmith.data.formats import FORMATS, Decoded, to_examples
 from tunesmith.data.formats.fields import BadField, Degenerate
-from tunesmith.data.types import Example, Json, Message
+from tunesmith.data.types import Example, Json
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import FormatName
 
@@ -40,36 +40,26 @@ def test_messages_split_at_the_first_assistant_turn() -> None:
     assert example.answers == (replies("a1", "q2", "a2"),)
 
 
-def test_messages_accept_text_parts_and_weights_that_say_what_happens_anyway() -> None:
-    messages: Json = [
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}],
-            "loss_weight": 0.0,
-        },
-        {"role": "assistant", "content": "c", "weight": 1},
-    ]
-    example = decode("messages", {"messages": messages})
+def test_messages_accept_text_parts() -> None:
+    parts: Json = [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}]
+    example = decode("messages", {"messages": said(("user", parts), ("assistant", "c"))})
     assert (example.prompt, example.answers) == (turns("ab"), (replies("c"),))
 
 
+def test_a_system_column_stands_before_the_messages_once() -> None:
+    fields: dict[str, Json] = {"system": "s", "messages": said(("user", "q"), ("assistant", "a"))}
+    assert decode("messages", fields).prompt == turns("q", system="s")
+    same: dict[str, Json] = {"system": "s", "messages": said(("system", "s"), ("user", "q"), ("assistant", "a"))}
+    assert decode("messages", same).prompt == turns("q", system="s")
+    assert "role system after system" in bad("messages", {**same, "system": "other"})
+
+
 @pytest.mark.parametrize("user", ["human", "user", "Human", "prompter"])
-@pytest.mark.parametrize("answerer", ["gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "claude"])
+@pytest.mark.parametrize("answerer", ["gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "claude", "GPT-4"])
 def test_sharegpt_knows_the_role_spellings(user: str, answerer: str) -> None:
     talk: Json = [{"from": user, "value": "q"}, {"from": answerer, "value": "a"}]
     example = decode("sharegpt", {"conversations": talk, "system": "s"})
     assert (example.prompt, example.answers) == (turns("q", system="s"), (replies("a"),))
-
-
-def test_tool_turns_are_kept_and_stand_in_the_answer() -> None:
-    talk: Json = [
-        {"from": "human", "value": "q"},
-        {"from": "gpt", "value": "a"},
-        {"from": "observation", "value": "o"},
-        {"from": "gpt", "value": "b"},
-    ]
-    example = decode("sharegpt", {"conversations": talk})
-    assert example.answers == ((Message("assistant", "a"), Message("tool", "o"), Message("assistant", "b")),)
 
 
 def test_alpaca_joins_instruction_and_input() -> None:
@@ -77,6 +67,45 @@ def test_alpaca_joins_instruction_and_input() -> None:
     assert decode("alpaca", fields).prompt == turns("i\n\nx")
     assert decode("alpaca", {"instruction": "i", "input": "", "output": "o"}).prompt == turns("i")
     assert decode("alpaca", {"instruction": "i", "output": "o"}, chat=False).prompt == "i"
+    dolly: dict[str, Json] = {"instruction": "i", "context": "x", "response": "o", "category": "c"}
+    example = decode("alpaca", dolly)
+    assert (example.prompt, example.answers) == (turns("i\n\nx"), (replies("o"),))
+
+
+def test_alpaca_history_stands_before_the_instruction() -> None:
+    fields: dict[str, Json] = {
+        "instruction": "q3",
+        "output": "a3",
+        "history": [["q1", "a1"], ["q2", "a2"]],
+        "system": "s",
+    }
+    example = decode("alpaca", fields)
+    assert (example.prompt, example.answers) == (turns("q1", system="s"), (replies("a1", "q2", "a2", "q3", "a3"),))
+    assert decode("alpaca", {**fields, "history": []}).prompt == turns("q3", system="s")
+    assert '`history[0]`: found ["q1"]; wanted [question, answer]' in bad("alpaca", {**fields, "history": [["q1"]]})
+    assert "`history`: found earlier turns; wanted none, since" in bad("alpaca", fields, chat=False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"question": "q", "response": "a"},
+        {"query": "q", "response": "a"},
+        {"prompt": "q", "response": "a"},
+        {"problem": "q", "solution": "a", "answer": "7"},
+        {"input": "q", "output": "a"},
+        {"question": "q", "answer": "a", "response": "another"},
+    ],
+)
+def test_spellings_of_question_and_answer(fields: dict[str, Json]) -> None:
+    example = decode("question_answer", fields)
+    assert (example.prompt, example.answers) == (turns("q"), (replies("a"),))
+
+
+def test_open_orca_and_a_context_beside_the_question() -> None:
+    orca: dict[str, Json] = {"system_prompt": "s", "question": "q", "response": "a"}
+    assert decode("question_answer", orca).prompt == turns("q", system="s")
+    assert decode("question_answer", {**orca, "context": "c"}).prompt == turns("q\n\nc", system="s")
 
 
 def test_question_answer_reads_prompt_and_the_comparison_columns() -> None:
@@ -92,8 +121,9 @@ def test_prompt_completion_as_text_as_chat_and_as_messages() -> None:
     assert decode("prompt_completion", strings, chat=False).answers == ("c",)
     assert decode("prompt_completion", strings).answers == (replies("c"),)
     lists: dict[str, Json] = {"prompt": said(("user", "q")), "completion": said(("assistant", "a"))}
-    example = decode("prompt_completion", lists)
-    assert (example.prompt, example.answers) == (turns("q"), (replies("a"),))
+    for completion in (said(("assistant", "a")), "a", {"role": "assistant", "content": "a"}):
+        example = decode("prompt_completion", {**lists, "completion": completion})
+        assert (example.prompt, example.answers) == (turns("q"), (replies("a"),))
 
 
 def test_text_has_an_empty_prompt() -> None:
@@ -227,8 +257,10 @@ def test_two_assistant_turns_in_a_row_of_a_transcript_become_one() -> None:
             "`messages`: found the last message is from user, so nothing would be trained on it",
         ),
         (said(("user", "a")), "found the last message is from user"),
-        ([{"role": "assistant", "tool_calls": [1], "content": ""}], "`messages[0].tool_calls`"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}], "found 0; wanted 1"),
+        (
+            [{"role": "user", "content": "a", "images": ["x.png"]}],
+            '`messages[0].images`: found ["x.png"]; wanted text only',
+        ),
     ],
 )
 def test_a_bad_conversation_names_the_field(messages: Json, message: str) -> None:
@@ -307,7 +339,7 @@ def test_render_auto_is_raw_text_for_texts_and_prompt_completion_strings() -> No
 def test_bad_and_degenerate_rows_are_collected_apart() -> None:
     result = decoded({"text": "fine"}, {"text": 3}, {"text": " "}, {"other": "x", "text": "fine"})
     assert [example.id for example in result.examples] == ["f:1", "f:4"]
-    assert [(bad.row.id, bad.field, bad.found) for bad in result.bad] == [("f:2", "text", "3")]
+    assert [(bad.id, bad.field, bad.found) for bad in result.bad] == [("f:2", "text", "3")]
     assert [(dropped.row.id, dropped.reason) for dropped in result.dropped] == [("f:3", "empty text")]
     assert result.unread == ["other"]
 
@@ -327,4 +359,8 @@ def test_columns_whose_meaning_would_be_lost_are_refused() -> None:
     with pytest.raises(DataError, match=r"1 of 2 rows have a `tools` column.*\n.*unused_tools: tools"):
         decoded({"text": "a", "tools": "[]"}, {"text": "a", "tools": "[{}]"})
     with pytest.raises(DataError, match="1 of 1 rows have a `label` column"):
-        decoded({"prompt": "a", "completion": "b", "label": False})
+        decoded({"text": "a", "label": False})
+    with pytest.raises(DataError, match="2 of 2 rows have a `images` column"):
+        decoded(*({"messages": said(("user", "q"), ("assistant", "a")), "images": ["x.png"]} for _ in range(2)))
+    with pytest.raises(DataError, match="1 of 1 rows have a `history` column"):
+        decoded({"question": "q", "answer": "a", "history": [["q", "a"]]})
