@@ -104,8 +104,9 @@ class Ledger:
                 rows, tokens = counts.get(key, (0, 0))
                 counts[key] = (rows + row["count_all"], tokens + row["trained_tokens_sum"])
         found = [Count(*key, rows, tokens) for key, (rows, tokens) in counts.items()]
-        order = {stage: place for place, (stage, *_) in enumerate(reversed(counts))}
-        return sorted(found, key=lambda each: (-order[each.stage], each.split, each.outcome, -each.num_rows, each.reason))
+        stages = list(dict.fromkeys(each.stage for each in found))
+        found.sort(key=lambda each: (each.split, each.outcome, -each.num_rows, each.reason))
+        return sorted(found, key=lambda each: stages.index(each.stage))
 
     def write_parquet(self, path: Path) -> None:
         """Writes the whole ledger atomically, rows in the order they were read."""

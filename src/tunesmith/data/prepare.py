@@ -77,6 +77,7 @@ def prepare_stage(
         {
             "stage": stage.model_dump(mode="json", include=set(KEY_FIELDS)),
             "sources": shas,
+            "max_length": renderer.max_length,
             "template": renderer.template.sha,
             "tokenizer": tokenizer_sha(renderer.tokenizer),
             "libraries": {name: version(name) for name in LIBRARIES},
@@ -149,7 +150,7 @@ def _make(
         build.abandon()
         raise
     refuse_empty(build, stage)
-    notes = [*reader.notes, *closing_notes(build, stage.max_length)]
+    notes = [*reader.notes, *closing_notes(build, renderer.max_length)]
     if stage.heldout_fraction and not build.sides["heldout"].num_kept:
         notes.append(f"WARNING: heldout_fraction {stage.heldout_fraction} held out no row.")
     if renderer.template.note and reader.any_chat:

@@ -19,7 +19,7 @@ from tunesmith.data.ledger import Split
 from tunesmith.data.notes import histogram
 from tunesmith.data.pool import in_order, num_workers
 from tunesmith.data.render import Renderer
-from tunesmith.data.sources import OpenedSource, RawChunk, read_chunk
+from tunesmith.data.sources import OpenedSource, RawChunk, check_renames, empty_error, read_chunk
 from tunesmith.data.types import BadRow, Row
 from tunesmith.data.worker import ChunkResult, Task, process
 from tunesmith.errors import DataError
@@ -81,7 +81,7 @@ class StageReader:
         chunks = opened.raw_chunks()
         first = next(chunks, None)
         if first is None:
-            raise DataError("the source holds no rows", where=opened.name, remedy="Give a file with at least one row.")
+            raise empty_error(source)
         plan = self._plan(first, source)
         method = "completion" if split == "replay" else self.stage.method
         check_method(plan, source, method)
@@ -104,7 +104,7 @@ class StageReader:
         whole = [row for row in rows if isinstance(row, Row)]
         bad = [row for row in rows if isinstance(row, BadRow)]
         if not whole:
-            raise _bad_error(bad[:MAX_SHOWN], len(bad), len(rows), source.path, "cannot be read")
+            raise _bad_error(bad[:MAX_SHOWN], len(bad), len(rows), source.path, "cannot be read", "Mend the file.")
         return plan_format(whole, source)
 
     def _tasks(
@@ -129,7 +129,12 @@ class StageReader:
         figures.shown += result.bad[: MAX_SHOWN - len(figures.shown)]
         if result.stops:
             raise _bad_error(
-                result.stops[:MAX_SHOWN], len(result.stops), figures.num_rows, source.path, "are too long", stops=True
+                result.stops[:MAX_SHOWN],
+                len(result.stops),
+                figures.num_rows,
+                source.path,
+                "are too long",
+                "Raise `max_length`, shorten the rows, or set `too_long: drop`.",
             )
         if self.stage.on_bad_row == "stop" and len(figures.shown) >= MAX_SHOWN and not figures.is_mixed:
             self._refuse_bad(figures, plan, source)
@@ -138,7 +143,7 @@ class StageReader:
         """What can be said only when all rows are seen. Raises DataError."""
         if figures.is_mixed:
             raise mixed_error(figures.kinds, source.path)
-        _check_renames(figures.keys, source)
+        check_renames(figures.keys, source, figures.keys)
         if figures.num_bad and self.stage.on_bad_row == "stop":
             self._refuse_bad(figures, plan, source)
         if figures.num_bad > self.stage.max_bad_rows * figures.num_rows:
@@ -153,20 +158,19 @@ class StageReader:
         self.notes += [f"{source.path}: {count} rows: {text}." for text, count in sorted(figures.notices.items())]
 
     def _refuse_bad(self, figures: _SourceFigures, plan: FormatPlan, source: Source, *, ceiling: bool = False) -> None:
-        what = f"do not fit the format {plan.format} ({plan.reason}) or the template"
+        by_template = all(not bad.field for bad in figures.shown)
+        what = "cannot be rendered" if by_template else f"do not fit the format {plan.format} ({plan.reason})"
         if ceiling:
             what += f", more than `max_bad_rows: {self.stage.max_bad_rows:g}` allows"
-        raise _bad_error(figures.shown, figures.num_bad, figures.num_rows, source.path, what)
+        other = "give another `chat_template`" if by_template else "name another format with `format:`"
+        drop = "" if ceiling else ", or set `on_bad_row: drop`"
+        remedy = f"Mend or delete these rows, {other}{drop}."
+        raise _bad_error(figures.shown, figures.num_bad, figures.num_rows, source.path, what, remedy)
 
 
-def _bad_error(
-    shown: Sequence[BadRow], num_bad: int, num_rows: int, where: str, what: str, *, stops: bool = False
-) -> DataError:
+def _bad_error(shown: Sequence[BadRow], num_bad: int, num_rows: int, where: str, what: str, remedy: str) -> DataError:
     lines = [f"  {bad_line(bad)}" for bad in shown]
     more = [f"  ... and {num_bad - len(shown)} more"] if num_bad > len(shown) else []
-    remedy = "Mend or delete these rows, name another format with `format:`, or set `on_bad_row: drop`."
-    if stops:
-        remedy = "Raise `max_length`, shorten the rows, or set `too_long: drop`."
     return DataError("\n".join([f"{num_bad} of {num_rows} rows {what}:", *lines, *more]), where=where, remedy=remedy)
 
 
@@ -177,22 +181,12 @@ def bad_line(bad: BadRow) -> str:
     return f"{bad.id}: {bad.field}: found {bad.found}; wanted {bad.wanted}"
 
 
-def _check_renames(keys: set[str], source: Source) -> None:
-    for wanted, found in source.columns.items():
-        if wanted not in keys:
-            raise DataError(
-                f"`columns` reads `{found}` as `{wanted}`, but no row has `{found}`",
-                where=source.path,
-                remedy=f"Keys found: {', '.join(sorted(keys)[:20])}.",
-            )
-
-
 def check_method(plan: FormatPlan, source: Source, method: str) -> None:
     """Raises DataError where a method cannot train on rows of a format."""
     why = f"it is in the format {plan.format} ({plan.reason})"
     if method == "completion" and plan.format != "text":
         raise DataError(
-            f"plain text is wanted here, but {why}",
+            f"plain text is wanted here, but the file{why.removeprefix('it')}",
             where=source.path,
             remedy="Give a file with a `text` column, or train these rows in a stage with `method: sft`.",
         )

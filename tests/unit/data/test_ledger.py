@@ -74,7 +74,9 @@ def test_undrawn_rows_are_dropped_afterwards(tmp_path: Path) -> None:
 
 
 def test_the_printed_table_adds_up() -> None:
-    text = fates_text({"sft": Ledger([*ENTRIES, entry(6, "merged", "repeats an earlier row"), entry(7, "trimmed", "x")])})
+    text = fates_text(
+        {"sft": Ledger([*ENTRIES, entry(6, "merged", "repeats an earlier row"), entry(7, "trimmed", "x")])}
+    )
     assert text.splitlines() == [
         "stage  side   read  kept  trimmed  merged  dropped",
         "sft    train     7     2        1       1        3",

@@ -6,7 +6,8 @@ import pytest
 
 from tests.unit.data.build import CHATML, GEMMA, renderer, source, write_jsonl
 from tunesmith.data.ledger import summarize
-from tunesmith.data.prepare import Prepared, histogram, prepare_stage, read_examples
+from tunesmith.data.notes import histogram
+from tunesmith.data.prepare import Prepared, prepare_stage, read_examples
 from tunesmith.data.render import Renderer
 from tunesmith.data.types import Json
 from tunesmith.errors import DataError, ModelError
@@ -51,14 +52,15 @@ def test_every_row_is_in_the_ledger_with_its_fate(tmp_path: Path) -> None:
 def test_notes_say_format_drops_duplicates_and_template(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", {**qa(1), "id": 7}, qa(1), qa(2, ""), qa(3, "word " * 50))
     notes = prepare(path, r=renderer(None, max_length=60)).notes
-    assert notes[0].startswith("The model has no chat template: the built-in `plain` one is used")
+    assert notes[0].startswith("The model has no chat template: the built-in `chatml` one is used")
     assert notes[1] == f"{path}: format question_answer (4 of 4 rows have `question` and `answer`)."
     assert notes[2] == f"{path}: columns not read: id."
     assert notes[3] == f"WARNING: 1 of 4 train rows dropped, empty answer ({path}:3)."
     assert notes[4].startswith(f"WARNING: 1 of 4 train rows dropped, longer than max_length ({path}:4: ")
     assert notes[4].endswith(" > 60 tokens).")
-    assert notes[5] == "1 of 2 training rows repeat an earlier one; all are trained."
-    assert len(notes) == 6
+    assert notes[5].startswith("lengths of the training rows in tokens: median ")
+    assert notes[6] == "1 of 2 training rows repeat an earlier one; all are trained."
+    assert len(notes) == 7
 
 
 def test_heldout_fraction_keeps_duplicates_on_one_side(tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_malformed_rows_stop_with_file_and_line(tmp_path: Path) -> None:
         f"{path}: 2 of 3 rows do not fit the format question_answer (2 of 3 rows have `question` and `answer`):\n"
         f"  {path}:2: question: found 3; wanted a string\n"
         f"  {path}:3: answer: found no such key; wanted a string\n"
-        "  Mend or delete these rows, or name another format with `format:`."
+        "  Mend or delete these rows, name another format with `format:`, or set `on_bad_row: drop`."
     )
 
 
@@ -118,7 +120,10 @@ def test_rows_that_the_template_refuses_stop_the_run(tmp_path: Path) -> None:
     text = refusal(path, r=renderer(GEMMA))
     assert text.startswith(f"{path}: 30 of 31 rows cannot be rendered:\n  {path}:2: the chat template refuses")
     assert "System role not supported" in text
-    assert "  ... and 10 more\n  Mend or delete these rows, or give another `chat_template`." in text
+    assert (
+        "  ... and 10 more\n  Mend or delete these rows, give another `chat_template`, or set `on_bad_row: drop`."
+        in text
+    )
     with pytest.raises(ModelError, match="nothing would teach the model to stop"):
         prepare(path, r=renderer(CHATML.replace("<|im_end|>", "")))
 
@@ -153,4 +158,4 @@ def test_pairs_that_are_equal_are_dropped_and_counted(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", pair, {**pair, "rejected": "a"}, {**pair, "rejected": " a "})
     prepared = prepare(path, "dpo", renderer(GEMMA))
     assert [entry.reason for entry in prepared.ledger if entry.outcome == "dropped"] == ["chosen equals rejected"] * 2
-    assert prepared.notes[-1].startswith("WARNING: 2 of 3 train rows dropped, chosen equals rejected")
+    assert any(note.startswith("WARNING: 2 of 3 train rows dropped, chosen equals rejected") for note in prepared.notes)
