@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunesmith.data.conversation import CallForm, to_dicts
+from tunesmith.data.sandbox import Sandbox
 from tunesmith.data.types import Conversation, Message
 from tunesmith.errors import ModelError
 
@@ -144,22 +146,8 @@ def render_text(
     add_generation_prompt: bool,
 ) -> str:
     """The text of a conversation. Raises ModelError with the template's own words where it refuses."""
-    conversation = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(
-            conversation,
-            chat_template=template.source,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
-    except Exception as error:  # a template is a program: whatever it raises is its message to the user
-        raise ModelError(
-            f"the chat template refuses the conversation: {error}",
-            where=template.name,
-            remedy="Change the row, or give another `chat_template`.",
-        ) from error
-    assert isinstance(text, str)
-    return text
+    sandbox = Sandbox(tokenizer, template.name, template.source)
+    return sandbox.text(to_dicts(messages, CallForm()), None, add_generation_prompt=add_generation_prompt)
 
 
 def probe_turn(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> TurnShape:
@@ -191,12 +179,16 @@ def probe_turn(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Tu
     return TurnShape(lead, tail, ending, stop_id, extra)
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The tokenizer's added and special tokens, with their ids."""
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return {token: token_id for token, token_id in (*tokenizer.get_added_vocab().items(), *named) if token}
+
+
 def _ending(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, tail: str) -> tuple[str, int]:
     """The head of the tail up to its first control token, and that token: the one that ends generation."""
-    control = {**tokenizer.get_added_vocab()}
-    for token, token_id in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True):
-        control[token] = token_id
-    places = [(tail.find(token), -len(token), token) for token in control if token and token in tail]
+    control = control_tokens(tokenizer)
+    places = [(tail.find(token), -len(token), token) for token in control if token in tail]
     if not places:
         written = f"only {tail!r}, which holds none of the tokenizer's control tokens" if tail.strip() else "nothing"
         raise ModelError(

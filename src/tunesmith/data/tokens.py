@@ -9,34 +9,81 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tunesmith.data.types import RowError
+import numpy as np
+
+from tunesmith.data.types import Ids, RowError
 from tunesmith.errors import ModelError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 MARK = "\ufdd0"  # a Unicode noncharacter: never assigned, so no text means anything by it
+KEPT = 1024  # stretches remembered from chunk to chunk: system prompts, tools, headers of turns
+KEPT_CHARS = 20_000
 ANCHORS = ("\n", "|", "0")  # texts to tokenize before a continuation where the tokenizer adds a space at every start
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a text that was tokenized by itself: where it starts, and how many ids stand before it."""
+
+    start: int
+    num_before: int
+    encoding: Encoding | None  # None: a control token, or a mark, which no token reaches into
+
+    def cut(self, place: int) -> int | None:
+        """Number of this stretch's tokens before a character of it, or None where a token covers both sides."""
+        if place == 0:
+            return 0
+        if self.encoding is None:
+            return None
+        token = self.encoding.char_to_token(place)
+        if token is not None:
+            found = self.encoding.token_to_chars(token)
+            return token if found is not None and found[0] == place else None
+        starts = [start for start, _ in self.encoding.offsets]  # no token covers the character: a space left out
+        count = bisect_left(starts, place)
+        return count if count == 0 or self.encoding.offsets[count - 1][1] <= place else None
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
-    """Ids of a text with the characters that each covers; offsets count the marks in the text."""
+    """Ids of a text, and the stretches that were tokenized; places in the text count its marks."""
 
     ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    spans: tuple[Span, ...]
+    length: int
 
     def cut(self, place: int) -> int | None:
         """Number of tokens before a character, or None where a token covers both sides of it."""
-        count = bisect_left(self.starts, place)
-        return count if count == 0 or self.ends[count - 1] <= place else None
+        if place >= self.length:
+            return len(self.ids)
+        span = self.spans[bisect_right(self.spans, place, key=_start_of) - 1]
+        count = span.cut(place - span.start)
+        return None if count is None else span.num_before + count
+
+
+def _start_of(span: Span) -> int:
+    return span.start
+
+
+@dataclass(frozen=True, slots=True)
+class _Shifted(Span):
+    """A stretch that was tokenized after an anchor: `width` characters and `num_skipped` tokens are not its own."""
+
+    width: int = 0
+    num_skipped: int = 0
+
+    def cut(self, place: int) -> int | None:
+        count = Span(0, 0, self.encoding).cut(place + self.width)
+        return None if count is None else count - self.num_skipped
 
 
 class Codec:
@@ -57,12 +104,18 @@ class Codec:
             )
         self.tokenizer = tokenizer
         self.eos_id = int(tokenizer.eos_token_id)
+        self.eos_text = str(tokenizer.eos_token)
+        self.bos_id = None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
         # Tokens may be special without a name in the configuration: Llama 3 has 250 reserved ones.
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= {token for token in tokenizer.all_special_tokens if token}
         self._control = {token: token_id for token, token_id in tokenizer.get_added_vocab().items() if token}
         self._control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        self._control_ids = frozenset(self._control.values())
+        self._is_control = np.zeros(max(len(tokenizer), *self._control.values(), 0) + 1, dtype=np.bool_)
+        self._is_control[list(self._control.values())] = True
+        self._backend = tokenizer.backend_tokenizer
+        self._cutter = self._find_cutter()
+        self._kept: dict[str, Encoding] = {}
         self._all_controls = _finder(self._control)
         self._special_controls = _finder(special)
         self._single_controls = [token for token in self._control if len(token) == 1]
@@ -77,6 +130,14 @@ class Codec:
         """Whether the text holds a control token's spelling."""
         return self._all_controls.search(text) is not None
 
+    def mark_all(self, content: str) -> str:
+        """`marked`, every control token: for what the model reads."""
+        return self.marked(content, special_only=False)
+
+    def mark_special(self, content: str) -> str:
+        """`marked`, special tokens only: for what the model writes."""
+        return self.marked(content, special_only=True)
+
     def marked(self, content: str, *, special_only: bool) -> str:
         """The content with a mark inside every control token that it spells.
 
@@ -85,6 +146,8 @@ class Codec:
         """
         if MARK in content:
             raise RowError("the text holds U+FDD0, which is not a character", fatal=True)
+        if not content:
+            return content
         finder = self._special_controls if special_only else self._all_controls
         if any(single in content for single in self._single_controls):
             raise RowError("the text holds a control token of a single character", fatal=True)
@@ -94,17 +157,30 @@ class Codec:
         """How many control tokens a (marked) text spells: the most that its tokens may hold."""
         return len(self._all_controls.findall(text))
 
-    def num_controls(self, ids: Sequence[int]) -> int:
+    def num_controls(self, ids: Ids | Sequence[int]) -> int:
         """How many of the ids are control tokens."""
-        return sum(1 for token_id in ids if token_id in self._control_ids)
+        return int(np.count_nonzero(self._is_control[np.asarray(ids, dtype=np.int64)]))
 
     # --- encoding
 
     def encode_many(self, texts: Sequence[str]) -> list[Encoded]:
-        """Each (marked) text by itself, as inference would tokenize it."""
-        plain = [text for text in texts if MARK not in text]
-        results = iter(self._encode_plain(plain))
-        return [next(results) if MARK not in text else self._encode_marked(text) for text in texts]
+        """Each (marked) text by itself, as inference would tokenize it.
+
+        The tokenizer cuts a text at its control tokens and goes through each stretch between them by itself.
+        Doing the cutting here, for tokenizers of which that is the whole truth, lets a stretch that stands in
+        many texts (a system prompt, the header of a turn, the question before and after its answer) be tokenized once.
+        """
+        if self._cutter is None:
+            return [self._encode_whole(text) for text in texts]
+        pieces = [self._cutter.split(text) for text in texts]
+        counts: dict[str, int] = {}
+        for row in pieces:
+            for piece in row[::2]:
+                counts[piece] = counts.get(piece, 0) + 1
+        new = [piece for piece in counts if piece and piece not in self._kept]
+        known = self._kept | dict(zip(new, self._encode_batch(new), strict=True))
+        self._keep({piece: known[piece] for piece in new if counts[piece] > 2 and len(piece) <= KEPT_CHARS})
+        return [self._joined(row, known) for row in pieces]
 
     def encode(self, text: str) -> Encoded:
         """One (marked) text by itself."""
@@ -112,52 +188,95 @@ class Codec:
 
     def continuation(self, text: str) -> list[int]:
         """Ids of a (marked) text that stands after another: no space that the tokenizer would add at a start."""
-        return [token_id for piece in text.split(MARK) for token_id in self._continue(piece)]
+        if self._cutter is not None:
+            return self.encode(text).ids
+        return [token_id for piece in text.split(MARK) for token_id in self._continue(piece)[0]]
 
-    def _encode_plain(self, texts: Sequence[str]) -> list[Encoded]:
+    def _find_cutter(self) -> re.Pattern[str] | None:
+        """Finds the tokens (and marks) at which a text may be cut; None where that could change its ids."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        plain = [token.content for token in added if not token.normalized]
+        if not self.additive or any(token.lstrip or token.rstrip or token.single_word for token in added):
+            return None
+        longest_first = sorted((token for token in plain if token), key=len, reverse=True)
+        by_first: dict[str, list[str]] = {}
+        for token in longest_first:
+            by_first.setdefault(token[0], []).append(re.escape(token[1:]))
+        options = [f"{re.escape(first)}(?:{'|'.join(rest)})" for first, rest in by_first.items()]
+        cutter = re.compile(f"({'|'.join([MARK, *options])})")
+        sample = "a b".join(["", *longest_first[:50], " \n"]) + "".join(longest_first[:5])
+        pieces = cutter.split(sample)
+        known = dict(zip(pieces[::2], self._encode_batch(pieces[::2]), strict=True))
+        return cutter if self._joined(pieces, known).ids == self._ids(sample) else None
+
+    def _joined(self, pieces: list[str], known: dict[str, Encoding]) -> Encoded:
+        """The ids of a text from those of its stretches (even places) and of the tokens between them (odd ones)."""
+        ids: list[int] = []
+        spans: list[Span] = []
+        start = 0
+        for place, piece in enumerate(pieces):
+            if not piece:
+                continue
+            if place % 2 == 0:
+                encoding = known[piece]
+                spans.append(Span(start, len(ids), encoding))
+                ids += encoding.ids
+            else:
+                spans.append(Span(start, len(ids), None))
+                if piece != MARK:
+                    ids.append(self._control[piece])
+            start += len(piece)
+        return Encoded(ids, tuple(spans), start)
+
+    def _keep(self, pieces: dict[str, Encoding]) -> None:
+        if len(self._kept) + len(pieces) > KEPT:
+            self._kept = {}
+        self._kept.update(list(pieces.items())[:KEPT])
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """The tokenizer's own work, without what its wrapper adds: no truncation, no padding, no special tokens."""
         if not texts:
             return []
-        batch = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [
-            Encoded(list(ids), [start for start, _ in offsets], [end for _, end in offsets])
-            for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True)
-        ]
+        backend = self._backend
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        backend.encode_special_tokens = False
+        return list(backend.encode_batch(list(texts), add_special_tokens=False))
 
-    def _encode_marked(self, text: str) -> Encoded:
-        """Pieces between marks, each by itself, so that no token reaches across a mark."""
+    def _encode_whole(self, text: str) -> Encoded:
+        """Pieces between marks, each by itself, so that no token reaches across a mark; control tokens within."""
         ids: list[int] = []
-        starts: list[int] = []
-        ends: list[int] = []
-        place = 0
+        spans: list[Span] = []
+        start = 0
         for index, piece in enumerate(text.split(MARK)):
-            encoded = self._encode_plain([piece])[0] if index == 0 else self._continue_with_offsets(piece)
-            ids += encoded.ids
-            starts += [place + start for start in encoded.starts]
-            ends += [place + end for end in encoded.ends]
-            place += len(piece) + 1
-        return Encoded(ids, starts, ends)
+            if index:
+                spans.append(Span(start, len(ids), None))
+                start += 1
+            if not piece:
+                continue
+            if index == 0:
+                (encoding,) = self._encode_batch([piece])
+                found, shift = encoding.ids, 0
+                spans.append(Span(start, len(ids), encoding))
+            else:
+                found, encoding, shift = self._continue(piece)
+                spans.append(_Shifted(start, len(ids), encoding, shift, len(encoding.ids) - len(found)))
+            ids += found
+            start += len(piece)
+        return Encoded(ids, tuple(spans), start)
 
-    def _continue(self, text: str) -> list[int]:
-        return self._continue_with_offsets(text).ids
-
-    def _continue_with_offsets(self, text: str) -> Encoded:
-        if not text:
-            return Encoded([], [], [])
-        if self.additive:
-            return self._encode_plain([text])[0]
-        for anchor in ANCHORS:
-            head, whole = self._encode_plain([anchor, anchor + text])
+    def _continue(self, text: str) -> tuple[list[int], Encoding, int]:
+        """Ids of a text after another, the encoding that they were taken from, and characters before them in it."""
+        for anchor in ANCHORS if text else ():
+            head, whole = self._encode_batch([anchor, anchor + text])
             count, width = len(head.ids), len(anchor)
-            if whole.ids[:count] == head.ids and whole.cut(width) == count:
-                starts, ends = whole.starts[count:], whole.ends[count:]
-                return Encoded(whole.ids[count:], [s - width for s in starts], [e - width for e in ends])
+            if whole.ids[:count] == head.ids and Span(0, 0, whole).cut(width) == count:
+                return whole.ids[count:], whole, width
+        if not text:
+            (empty,) = self._encode_batch([""])
+            return [], empty, 0
         raise RowError("the tokenizer cannot write the text as a continuation of another")
 
     @cached_property
@@ -172,27 +291,36 @@ class Codec:
 
     def writes(self, ids: Sequence[int], text: str, *, continues: bool = True) -> bool:
         """Whether the ids decode to the text, or to the Unicode normal form of it that the tokenizer makes."""
-        decoded = self.decode(ids, continues=continues)
-        wanted = text.replace(MARK, "")
-        return decoded == wanted or any(decoded == unicodedata.normalize(form, wanted) for form in ("NFC", "NFKC"))
+        return says(self.decode(ids, continues=continues), text)
 
     def decode(self, ids: Sequence[int], *, continues: bool = True) -> str:
         """The text of the ids, special tokens included; `continues`: as they stand after others."""
+        return self.decode_many([ids], continues=continues)[0]
+
+    def decode_many(self, rows: Sequence[Sequence[int]], *, continues: bool = True) -> list[str]:
+        """The text of each row of ids."""
+        if not rows:
+            return []
         if self.additive or not continues:
-            return self._decode(list(ids))
+            return list(self._backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False))
         anchor, width = self._anchor
-        return self._decode([*anchor, *ids])[width:]
+        found = self._backend.decode_batch([[*anchor, *ids] for ids in rows], skip_special_tokens=False)
+        return [text[width:] for text in found]
+
+    def spell(self, ids: Sequence[int], place: int) -> list[str]:
+        """The tokens around a character of the ids' text, for an error message."""
+        count = next((i for i in range(len(ids)) if len(self.decode(ids[: i + 1])) > place), len(ids))
+        around = list(ids[max(0, count - 2) : count + 3])
+        return [
+            f"{token!r} ({each})"
+            for token, each in zip(self.tokenizer.convert_ids_to_tokens(around), around, strict=True)
+        ]
 
     @cached_property
     def _anchor(self) -> tuple[list[int], int]:
         """Ids to decode before a continuation, and the length of their text."""
         ids = self._ids(ANCHORS[0])
-        return ids, len(self._decode(ids))
-
-    def _decode(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return text
+        return ids, len(self.decode_many([ids], continues=False)[0])
 
     # --- length
 
@@ -203,6 +331,12 @@ class Codec:
     @cached_property
     def _longest_token(self) -> int:
         return max(len(token) for token in self.tokenizer.get_vocab())
+
+
+def says(decoded: str, text: str) -> bool:
+    """Whether a decoded text is the (marked) text, or the Unicode normal form of it that a tokenizer makes."""
+    wanted = text.replace(MARK, "")
+    return decoded == wanted or any(decoded == unicodedata.normalize(form, wanted) for form in ("NFC", "NFKC"))
 
 
 def _finder(tokens: Iterable[str]) -> re.Pattern[str]:

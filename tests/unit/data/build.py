@@ -89,7 +89,7 @@ def space_tokenizer() -> PreTrainedTokenizerFast:
 def renderer(template: str | None = CHATML, *, max_length: int = 4096, adds_bos: bool = False) -> Renderer:
     """A renderer over the byte-level tokenizer; None takes the built-in plain template."""
     tokenizer = byte_tokenizer(adds_bos=adds_bos)
-    choice = choose_template(tokenizer, None) if template is None else ChatTemplate("test", template)
+    choice = choose_template(tokenizer, "plain") if template is None else ChatTemplate("test", template)
     return Renderer(tokenizer, choice, max_length)
 
 

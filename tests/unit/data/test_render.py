@@ -316,7 +316,7 @@ def test_a_text_that_the_tokenizer_cannot_write_is_dropped() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
     r = Renderer(tokenizer, plain_template(tokenizer), 100)
     error = refusal(r, "a", "b")
-    assert error.what == "the tokenizer cannot write the answer: 'b' comes back as '<unk>'"
+    assert error.what == "the tokenizer cannot write the answer: 'b' comes back as '<unk>', by the tokens '<unk>' (0)"
     assert not error.fatal
 
 
@@ -339,10 +339,11 @@ def test_pad_equal_to_eos_takes_nothing_from_the_mask() -> None:
 def test_a_template_that_cannot_be_trained_on_is_told_at_the_first_use() -> None:
     r = renderer(CHATML.replace("<|im_end|>", ""))
     with pytest.raises(ModelError, match="nothing would teach the model to stop"):
-        _ = r.stop_ids
+        r.prompt_ids(turns("q"))
     with pytest.raises(ModelError, match="nothing would teach the model to stop"):
         r.trees(example(turns("q"), replies("a")))
     assert isinstance(r.tree(example("q", "a")), Tree)  # raw text does not need it
+    assert r.stop_ids == (r.codec.eos_id,)
 
 
 def test_tool_turns_between_answers_are_not_trained() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.data.build import byte_tokenizer, space_tokenizer
-from tunesmith.data.tokens import MARK, Codec, Encoded
+from tunesmith.data.tokens import MARK, Codec
 from tunesmith.data.types import RowError
 from tunesmith.errors import ModelError
 
@@ -15,8 +15,26 @@ texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters=MAR
 
 
 def test_cut_by_hand() -> None:
-    encoded = Encoded(ids=[5, 6, 7], starts=[0, 3, 3], ends=[3, 4, 4])  # a three-letter token, then two bytes of one
-    assert [encoded.cut(place) for place in (0, 1, 2, 3, 4)] == [0, None, None, 1, 3]
+    encoded = BYTES.encode("<s>the\U0001f600world")  # a control token, letters, an emoji of four byte tokens
+    letters = len(BYTES.encode("the").ids)
+    assert [encoded.cut(place) for place in (0, 1, 3)] == [0, None, 1]
+    assert encoded.cut(6) == 1 + letters
+    assert encoded.cut(7) == 1 + letters + 4
+    assert encoded.cut(len("<s>the\U0001f600world")) == len(encoded.ids)
+
+
+@given(st.lists(st.sampled_from(["<s>", "</s>", "<|im_end|>", "the", " world", "\n", " ", "\u0301", "a", MARK])))
+def test_cutting_at_control_tokens_changes_no_id(parts: list[str]) -> None:
+    """Each stretch between control tokens by itself gives the ids of the tokenizer's own call."""
+    text = "".join(part for part in parts if part != MARK)
+    encoded = BYTES.encode(text)
+    whole = BYTES.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert encoded.ids == list(whole["input_ids"])
+    starts = [start for start, _ in whole["offset_mapping"]]
+    for place in range(len(text) + 1):
+        count = sum(start < place for start in starts)
+        crossed = count > 0 and whole["offset_mapping"][count - 1][1] > place
+        assert encoded.cut(place) == (None if crossed else count)
 
 
 def test_the_fixture_merges_across_an_edge() -> None:
@@ -56,11 +74,17 @@ def test_marked_content_never_becomes_a_control_token(parts: list[str]) -> None:
     assert (marked != text) == BYTES.spells_control(text) == (BYTES.num_controls_spelled(text) > 0)
 
 
-def test_offsets_of_marked_text_count_the_marks() -> None:
-    marked = BYTES.marked("a<s>b", special_only=False)
-    assert marked == f"a<{MARK}s>b"
-    encoded = BYTES.encode(marked)
-    assert [marked[start:end] for start, end in zip(encoded.starts, encoded.ends, strict=True)] == list("a<s>b")
+@pytest.mark.parametrize("codec", [BYTES, SPACES])
+def test_places_in_marked_text_count_the_marks(codec: Codec) -> None:
+    marked = codec.marked("a</s>b", special_only=False)
+    assert marked == f"a<{MARK}/s>b"
+    encoded = codec.encode(marked)
+    assert [encoded.cut(place) for place in range(len(marked) + 1)][-3:] == [
+        len(encoded.ids) - 2,
+        len(encoded.ids) - 1,
+        len(encoded.ids),
+    ]
+    assert encoded.cut(1) == (2 if codec is SPACES else 1)
 
 
 def test_added_tokens_that_are_not_special_are_left_to_the_model() -> None:

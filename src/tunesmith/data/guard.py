@@ -1,0 +1,129 @@
+"""Limits on what a chat template may take: it is a program that came with a model.
+
+In: work to do, or text that came out. Out: the same, or the reason why it was stopped: too long, too large.
+Must not know: templates, tokenizers, rows.
+
+Templates run in the sandbox of transformers, which keeps them from Python's internals but lets them count to
+10**10. So a template is first tried in a forked child, with limits on time and memory, that is killed if need be;
+after that every render has a limit on processor time, and its text a limit on length.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+
+RENDER_SECONDS = 1.2  # of processor time for one render; ordinary ones take a ten-thousandth of it
+TICK_SECONDS = 0.1  # how often the time is looked at
+TRIAL_SECONDS = 1.5  # of wall time for a trial in a child: a machine under load still answers in under two
+TRIAL_BYTES = 1 << 29  # memory that a trial may take on top of what the process has
+MAX_RATIO = 16  # longest text, in multiples of the conversation: JSON inside JSON doubles every quote
+MAX_EXTRA = 200_000  # characters that a template may write by itself: the longest system prompts have 20,000
+
+
+class OverLimit(Exception):
+    """A template took too long or too much; the message says which."""
+
+
+def check_length(text: str, size: int) -> str:
+    """The text. Raises OverLimit where a template made it out of all proportion to a conversation of `size`."""
+    limit = MAX_RATIO * size + MAX_EXTRA
+    if len(text) > limit:
+        raise OverLimit(f"it wrote {len(text):,} characters for a conversation of {size:,}; the limit is {limit:,}")
+    return text
+
+
+class Watch:
+    """Stops a render that takes too long, in the main thread of a process; elsewhere it only lets it run.
+
+    The timer counts the processor time of the process, so a busy machine stops nothing, and it is not the
+    timer that test runners use.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._active = False
+        self._before: Callable[[int, FrameType | None], object] | int | None = None
+
+    def __enter__(self) -> Watch:
+        if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGVTALRM, self._look)
+            signal.setitimer(signal.ITIMER_VIRTUAL, TICK_SECONDS, TICK_SECONDS)
+            self._active = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._since = None
+        if sys.platform != "win32" and self._active:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, self._before)
+            self._active = False
+
+    def start(self) -> None:
+        """A render begins: its time counts from now."""
+        self._since = time.thread_time()
+
+    def stop(self) -> None:
+        """No render is under way."""
+        self._since = None
+
+    def _look(self, signum: int, frame: FrameType | None) -> None:
+        if self._since is not None and time.thread_time() - self._since > RENDER_SECONDS:
+            self._since = None
+            raise OverLimit(f"it ran for more than {RENDER_SECONDS} seconds")
+
+
+def try_in_child(work: Callable[[], str]) -> str:
+    """Runs `work` in a child with limits: what it returns, or why it was stopped. Other systems than Linux: "".
+
+    The child shares nothing that it could harm: it is a copy, and ends without cleaning up.
+    """
+    if sys.platform != "linux":
+        return ""
+    read_end, write_end = os.pipe()
+    with warnings.catch_warnings():  # the child runs no thread's work: it renders and ends
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        _child(work, write_end)
+    os.close(write_end)
+    try:
+        ready, _, _ = select.select([read_end], [], [], TRIAL_SECONDS)
+        if not ready:
+            return f"it ran for more than {TRIAL_SECONDS} seconds"
+        answer = os.read(read_end, 4096).decode(errors="replace")
+        return answer.removeprefix("done ") if answer.startswith("done ") else "it brought its process down"
+    finally:
+        os.close(read_end)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _child(work: Callable[[], str], write_end: int) -> None:
+    """The child's whole life. Never returns."""
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = used + TRIAL_BYTES if hard == resource.RLIM_INFINITY else min(hard, used + TRIAL_BYTES)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        found = work()
+    except MemoryError:
+        found = f"it takes more than {TRIAL_BYTES >> 20} MiB of memory"
+    except BaseException as error:  # whatever it is, the parent is told, and this copy ends here
+        found = f"{type(error).__name__}: {error}"
+    try:
+        os.write(write_end, f"done {found}"[:2000].encode(errors="replace"))
+    finally:
+        os._exit(0)
