@@ -88,8 +88,9 @@ class TableChunk:
     def parsed(self) -> Iterator[Parsed]:
         """Each row's id, and its fields or what is wrong with it."""
         table = pa.ipc.open_stream(self.data).read_all()
+        as_they_are = all(_is_plain(column.type) for column in table.schema)
         for index, values in enumerate(_values(table), start=self.first):
-            yield f"{self.name}[{index}]", _fields(values)
+            yield f"{self.name}[{index}]", values if as_they_are else _fields(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +146,28 @@ def text_flaw(line: bytes) -> Flaw | None:
     return None
 
 
-def _values(table: pa.Table) -> Iterable[dict[str, object] | Flaw]:
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether every value of this type is JSON as it stands; floats may be NaN."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        return all(_is_plain(field.type) for field in kind.fields)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(text or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind))
+
+
+def _values(table: pa.Table) -> Iterable[Fields | Flaw]:
+    """Values as Python has them; of types that are not plain, some may have no JSON form yet."""
     try:
-        values: list[dict[str, object]] = table.to_pylist(maps_as_pydicts="strict")
+        values: list[Fields] = table.to_pylist(maps_as_pydicts="strict")
     except (UnicodeDecodeError, pa.ArrowException, ValueError, OverflowError, KeyError):
         return [_one_value(table.slice(index, 1)) for index in range(table.num_rows)]
     return values
 
 
-def _one_value(table: pa.Table) -> dict[str, object] | Flaw:
+def _one_value(table: pa.Table) -> Fields | Flaw:
     """A row of a chunk in which some row cannot be read: this one, or the column that is at fault."""
-    values: dict[str, object] = {}
+    values: Fields = {}
     for name in table.column_names:
         try:
             (values[name],) = table.column(name).to_pylist(maps_as_pydicts="strict")
@@ -172,7 +184,7 @@ class _NoJsonForm(Exception):
         self.found = found
 
 
-def _fields(values: dict[str, object] | Flaw) -> Fields | Flaw:
+def _fields(values: Fields | Flaw) -> Fields | Flaw:
     if isinstance(values, Flaw):
         return values
     fields: Fields = {}

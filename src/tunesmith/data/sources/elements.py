@@ -61,26 +61,29 @@ class _Window:
         self.pos = 0
         self.at_end = False
         self._stream = stream
-        self._lines_before = 0
+        self.line = 1  # of `pos`
         self._columns_before = 0  # characters of the window's first line that were forgotten
 
     def grow(self) -> None:
         """Reads on: a block, or as much again as is held, so that a long element costs two scans and not hundreds."""
-        gone = self.text[: self.pos]
-        breaks = gone.count("\n")
-        self._lines_before += breaks
-        self._columns_before = len(gone) - gone.rfind("\n") - 1 + (0 if breaks else self._columns_before)
+        last = self.text.rfind("\n", 0, self.pos)
+        self._columns_before = self.pos - last - 1 + (self._columns_before if last < 0 else 0)
         block = self._stream.read(max(streams.BLOCK_BYTES, len(self.text) - self.pos))
         self.at_end = not block
         self.text = self.text[self.pos :] + block.decode("latin-1")
         self.pos = 0
+
+    def move(self, pos: int) -> None:
+        """Goes on to a place in the window."""
+        self.line += self.text.count("\n", self.pos, pos)
+        self.pos = pos
 
     def peek(self) -> str:
         """The next sign that is not white space; "" at the end of the file."""
         while True:
             match = _SPACE.match(self.text, self.pos)
             assert match is not None  # the pattern matches the empty string
-            self.pos = match.end()
+            self.move(match.end())
             if self.pos < len(self.text) or self.at_end:
                 return self.text[self.pos : self.pos + 1]
             self.grow()
@@ -91,7 +94,7 @@ class _Window:
             if (end := self._value_end()) is not None:
                 return end
             if len(self.text) - self.pos > streams.MAX_LINE_BYTES:
-                raise streams.too_long(f"{self.name}:{self.line(self.pos)}", "element")
+                raise streams.too_long(f"{self.name}:{self.line}", "element")
             self.grow()
 
     def _value_end(self) -> int | None:
@@ -104,22 +107,18 @@ class _Window:
                 return None
             self.refuse(error.msg, error.pos)
         except RecursionError as error:
-            where = f"{self.name}:{self.line(self.pos)}"
-            raise DataError(f"nested deeper than {MAX_DEPTH} levels", where=where) from error
+            raise DataError(f"nested deeper than {MAX_DEPTH} levels", where=f"{self.name}:{self.line}") from error
         return end if end < len(self.text) or self.at_end else None
 
-    def line(self, pos: int) -> int:
-        """The line of a place in the window, from 1."""
-        return self._lines_before + self.text.count("\n", 0, pos) + 1
-
     def refuse(self, message: str, pos: int) -> NoReturn:
-        """Raises DataError at a place in the window."""
+        """Raises DataError at a place in the window, `pos` or behind it."""
         start = self.text.rfind("\n", 0, pos)
         column = pos - start if start >= 0 else self._columns_before + pos + 1
+        line = self.line + self.text.count("\n", self.pos, pos)
         remedy = "The file must be one JSON array, [{...}, {...}]."
         if self.at_end and pos >= len(self.text.rstrip()):
             remedy = "The file is cut off. Copy or download it again."
-        raise DataError(f"not JSON at column {column}: {message}", where=f"{self.name}:{self.line(pos)}", remedy=remedy)
+        raise DataError(f"not JSON at column {column}: {message}", where=f"{self.name}:{line}", remedy=remedy)
 
 
 def _elements(window: _Window) -> Iterator[Element]:
@@ -136,8 +135,8 @@ def _elements(window: _Window) -> Iterator[Element]:
         start = window.pos
         if end - start > streams.MAX_LINE_BYTES:
             raise streams.too_long(f"{window.name}[{index}]", "element")
-        yield Element(index, window.text[start:end].encode("latin-1"), window.line(start))
-        window.pos = end
+        yield Element(index, window.text[start:end].encode("latin-1"), window.line)
+        window.move(end)
         index += 1
         if window.peek() not in (",", "]"):
             window.refuse("Expecting ',' delimiter", window.pos)
@@ -154,7 +153,7 @@ def _refuse_value(window: _Window) -> NoReturn:
     end = window.value_end()
     head = window.text[window.pos : end].encode("latin-1").decode("utf-8", errors="replace")
     value: Json = json.loads(head, strict=False, parse_int=lambda _: 0)
-    window.pos = end
+    window.move(end)
     if not isinstance(value, dict):
         raise DataError(
             f"the file holds {kind(value)}, not an array of rows",

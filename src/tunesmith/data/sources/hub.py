@@ -19,8 +19,8 @@ from tunesmith.recipe.models import Source
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CARD = ["README.md", ".huggingface.yaml"]
-_DATA_FILES = ["*.parquet", "*.jsonl", "*.json", "*.csv", "*.tsv", "*.txt", "*.arrow", "*.gz", "*.zst"]
-_NO_DATA = ["*.tar.*", "*.py.*"]
+_DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt")
+_DATA_FILES = tuple(f"*{suffix}{packed}" for suffix in _DATA_SUFFIXES for packed in ("", ".gz", ".zst"))
 _downloaded: dict[tuple[str, str], Path] = {}
 
 
@@ -45,7 +45,8 @@ def resolve_commit(source: Source) -> str:
 
 def download(source: Source, commit: str) -> Path:
     """The folder with the data files of a commit, downloaded where the hub's cache does not hold them."""
-    folder = _snapshot(source, commit, [*_CARD, *_DATA_FILES])
+    card = _snapshot(source, commit, _CARD) / "README.md"
+    folder = _snapshot(source, commit, [*_CARD, *_patterns(card, source)])
     _downloaded[source.path, commit] = folder
     return folder
 
@@ -54,6 +55,20 @@ def num_bytes(source: Source, commit: str) -> int:
     """Size of the data files, once this process has them; 0 before."""
     folder = _downloaded.get((source.path, commit))
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder else 0
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the progress bars of the hub's client, one a file."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if bars:
+            enable_progress_bars()
 
 
 @contextmanager
@@ -70,20 +85,62 @@ def quiet_datasets() -> Iterator[None]:
             enable_progress_bar()
 
 
+def _patterns(card: Path, source: Source) -> list[str]:
+    """The data files to download: those of the configuration, where the card names them, else all.
+
+    Raises DataError where the card has several configurations and the recipe names none of them.
+    """
+    configs = _configs(card, source)
+    if not configs:
+        return list(_DATA_FILES)
+    names = [str(config.get("config_name", "default")) for config in configs]
+    defaults = [name for name, config in zip(names, configs, strict=True) if config.get("default") or name == "default"]
+    wanted = source.config or (names[0] if len(names) == 1 else next(iter(defaults), None))
+    if wanted not in names:
+        what = f"there is no configuration `{wanted}`" if wanted else "the data set has several configurations"
+        raise DataError(what, where=source.path, remedy=f"Set `config` to one of: {', '.join(names)}.")
+    config = configs[names.index(wanted)]
+    folder = f"{str(config['data_dir']).strip('/')}/" if config.get("data_dir") else ""
+    paths = [folder + path for path in _paths(config.get("data_files"))] or [f"{folder}*"]
+    return [pattern for path in paths for pattern in _data_only(path)]
+
+
+def _configs(card: Path, source: Source) -> list[dict[str, object]]:
+    from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    if not card.is_file():
+        return []
+    try:
+        configs = (metadata_load(card) or {}).get("configs") or []
+    except (YAMLError, ValueError, OSError) as error:
+        raise DataError("the data set's card, README.md, cannot be read", where=source.path) from error
+    return [config for config in configs if isinstance(config, dict)]
+
+
+def _paths(data_files: object) -> list[str]:
+    """The card's `data_files`: a path, a list of paths, or a list of splits with a path or paths each."""
+    if isinstance(data_files, str):
+        return [data_files]
+    if isinstance(data_files, list):
+        return [path for item in data_files for path in _paths(item)]
+    return _paths(data_files.get("path")) if isinstance(data_files, dict) else []
+
+
+def _data_only(path: str) -> list[str]:
+    """The patterns for the data files among what a path of a card matches: never a script."""
+    if path.lower().endswith(tuple(pattern[1:] for pattern in _DATA_FILES)):
+        return [path]
+    return [path.removesuffix("*") + pattern for pattern in _DATA_FILES]
+
+
 def _snapshot(source: Source, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        folder = snapshot_download(
-            source.path, repo_type="dataset", revision=revision, allow_patterns=patterns, ignore_patterns=_NO_DATA
-        )
+        with quiet_hub():
+            folder = snapshot_download(source.path, repo_type="dataset", revision=revision, allow_patterns=patterns)
     except GatedRepoError as error:
         raise _refusal(
             source, "the data set is gated", "Ask for access on its page, then `hf auth login`.", error
@@ -93,7 +150,7 @@ def _snapshot(source: Source, revision: str | None, patterns: list[str]) -> Path
     except RepositoryNotFoundError as error:
         remedy = "Check the id and the working directory; for a private one, `hf auth login`."
         raise _refusal(source, "no such local path, and no such data set on the hub", remedy, error) from error
-    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's client, its transport, its validation: no common ancestor but this
         remedy = "Check the network (HF_HUB_OFFLINE, HF_ENDPOINT), or download the files and name them."
         raise _refusal(
             source, "no such local path, and the hub cannot be reached for a data set of this name", remedy, error

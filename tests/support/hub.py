@@ -1,0 +1,99 @@
+"""A tiny hub on this machine: what a download of a data set's files asks for, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+Files = dict[str, bytes]
+
+
+@dataclass
+class Hub:
+    """One data set, `org/rows`: its commits, and the one that `main` is now. Every request is logged."""
+
+    commits: dict[str, Files] = field(default_factory=dict)
+    main: str = ""
+    refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
+    log: list[str] = field(default_factory=list)
+    endpoint: str = ""
+
+    def push(self, files: Files) -> str:
+        """A new commit, which `main` moves to."""
+        listing = "".join(f"{name} {hashlib.sha1(data).hexdigest()}\n" for name, data in sorted(files.items()))
+        self.main = hashlib.sha1(listing.encode()).hexdigest()
+        self.commits[self.main] = files
+        return self.main
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body."""
+        if self.refusal is not None:
+            status, code = self.refusal
+            return status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}"
+        if path.startswith("/api/datasets/org/rows/revision/"):
+            sha = self._commit(path.rpartition("/")[2])
+            if sha is None:
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+            return 200, {}, json.dumps({"id": "org/rows", "sha": sha, "siblings": []}).encode()
+        if path.startswith("/api/datasets/org/rows/tree/"):
+            files = self.commits[path.rpartition("/")[2]]
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in files.items()
+            ]
+            return 200, {}, json.dumps(entries).encode()
+        if path.startswith("/datasets/org/rows/resolve/"):
+            revision, _, name = path.removeprefix("/datasets/org/rows/resolve/").partition("/")
+            sha = self._commit(revision)
+            data = self.commits[sha].get(name) if sha else None
+            if sha is None or data is None:
+                return 404, {"X-Error-Code": "EntryNotFound"}, b""
+            return 200, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": sha}, data
+        return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+
+    def _commit(self, revision: str) -> str | None:
+        sha = self.main if revision == "main" else revision
+        return sha if sha in self.commits else None
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """The hub at `hub.endpoint`, for as long as the block lasts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing on stderr."""
+
+        def do_HEAD(self) -> None:
+            self._send(with_body=False)
+
+        def do_GET(self) -> None:
+            self._send(with_body=True)
+
+        def _send(self, *, with_body: bool) -> None:
+            path = unquote(urlsplit(self.path).path)
+            hub.log.append(f"{self.command} {path}")
+            status, headers, body = hub.answer(path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
