@@ -61,7 +61,11 @@ CHECKS: Mapping[str, Check] = {
 PASSED_WORDS: Mapping[str, str] = {
     "answer-language": "answers in another language",
     "language-mix": "minority languages",
-    "personal-data": "personal data",
+    "duplicates": "exact duplicates",
+    "mojibake": "broken characters",
+    "toxic": "toxic words",
+    "equal-pairs": "chosen equals rejected",
+    "early-divergence": "pairs that part early",
     "labels": "labels and ties",
     "empty": "empty answers",
 }

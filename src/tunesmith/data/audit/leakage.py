@@ -66,11 +66,10 @@ def leakage(subject: Subject) -> list[Finding]:
         for leak in sorted(found, key=lambda leak: (SAME, NEAR, PASSAGE).index(leak.how)):
             first.setdefault(leak.place, leak)
         ways = [leak.how for leak in first.values()]
-        counts = [(SAME, "have a prompt that is trained"), (NEAR, "are nearly the same as a training row")]
-        counts.append((PASSAGE, f"share {NGRAM_WORDS} words in a row with one"))
-        said = ", ".join(f"{ways.count(way):,} {words}" for way, words in counts if way in ways)
+        words = ((SAME, "the same prompt"), (NEAR, "nearly the same text"), (PASSAGE, f"{NGRAM_WORDS} words in a row"))
+        said = ", ".join(f"{word} {ways.count(way):,}" for way, word in words if way in ways)
+        rows = "held-out rows" if name == HELDOUT else f"rows of {name}"
         places = sorted(first)
-        what = f"{share(len(first), len(side))} of {name} are trained too: {said}."
         findings.append(
             Finding(
                 kind="leakage",
@@ -79,7 +78,7 @@ def leakage(subject: Subject) -> list[Finding]:
                 count=len(first),
                 total=len(side),
                 ids=tuple(side[place].id for place in places),
-                text=what.replace(" of the held-out rows are", " held-out rows are"),
+                text=f"{share(len(first), len(side))} {rows} share something with the training rows: {said}.",
                 mends=_mends(subject, name, {leak.train for leak in found}),
                 shown=tuple(_hit(subject, side, first[place]) for place in places[:NUM_SHOWN]),
             )

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from tunesmith.data.audit.findings import Finding, Severity
 from tunesmith.data.audit.subject import Subject, by_share, share
-from tunesmith.data.audit.texts import answer_text, prompt_text, text_key
+from tunesmith.data.audit.texts import answer_text, answers_text, prompt_text, text_key
+from tunesmith.data.formats.transcripts import JOINED
 from tunesmith.data.types import Example
 
 Z = 1.959963984540054  # quantile 0.975 of the normal distribution
@@ -136,18 +138,25 @@ def is_equal_reason(reason: str) -> bool:
     return "equal" in reason or "identical" in reason
 
 
+def parts_early(example: Example) -> bool:
+    """Whether the sides of a pair go on for different turns.
+
+    Of transcripts the format joins two turns of one speaker into one, tags the row and leaves a blank line between.
+    """
+    if len(example.answers) < 2:
+        return False
+    roles = [
+        role for answer in example.answers if not isinstance(answer, str) for role in (turn.role for turn in answer)
+    ]
+    return "user" in roles or (JOINED in example.tags and "\n\n" in answers_text(example))
+
+
 def early_divergence(subject: Subject) -> list[Finding]:
     """Pairs whose conversations part before the last turn.
 
     note: only the assistant's turns after the parting are trained, but the sides answer different questions.
     """
-    places = [
-        place
-        for place, example in enumerate(subject.examples)
-        if len(example.answers) > 1
-        and any(not isinstance(answer, str) and len(answer) > 1 for answer in example.answers)
-        and any(turn.role == "user" for answer in example.answers if not isinstance(answer, str) for turn in answer)
-    ]
+    places = [place for place, example in enumerate(subject.examples) if parts_early(example)]
     pairs = sum(len(example.answers) > 1 for example in subject.examples)
     if not places:
         return []
@@ -199,7 +208,7 @@ def length_bias(subject: Subject) -> list[Finding]:
         options="",
         total=num,
     )
-    return [finding]
+    return [replace(finding, shown=())]  # half of all rows: none of them is an example of anything
 
 
 def _length_gaps(subject: Subject) -> tuple[list[int], list[float], list[int]]:

@@ -24,10 +24,16 @@ class Pattern:
     check: Callable[[str], bool]
 
 
+# Issuers' first digits and lengths: without them one long number in ten would pass the check.
+_ISSUED = re.compile(
+    r"(?:4\d{15}(?:\d{3})?|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3[068]\d{12}|35\d{14}|6[0-9]\d{14,17})$"
+)
+
+
 def luhn(text: str) -> bool:
-    """Whether the digits pass the check of payment cards (ISO/IEC 7812-1, annex B)."""
+    """Whether the digits are a payment card's: an issuer's prefix and length, and the check digit (ISO/IEC 7812-1, annex B)."""
     digits = [int(character) for character in text if character.isdigit()]
-    if not 13 <= len(digits) <= 19 or len(set(digits)) < 3:
+    if not _ISSUED.match("".join(map(str, digits))) or len(set(digits)) < 3:
         return False
     doubled = [digit * 2 - 9 * (digit > 4) if place % 2 else digit for place, digit in enumerate(reversed(digits))]
     return sum(doubled) % 10 == 0
@@ -73,7 +79,9 @@ PERSONAL: Mapping[str, Pattern] = {
         "e-mail address", r"(?<![\w.+-])[\w.+%-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w@])", "[EMAIL]"
     ),
     "iban": _pattern("IBAN", r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{2,4}){3,8}(?!\w)", "[IBAN]", iban),
-    "card": _pattern("payment card number", r"(?<![\w.])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w.]\d|\w)", "[CARD]", luhn),
+    "card": _pattern(
+        "payment card number", r"(?<![\w.+-])[2-6]\d{3}(?:[ -]?\d){10,15}(?![ -]?\d|\.\d|\w)", "[CARD]", luhn
+    ),
     "phone": _pattern(
         "phone number",
         r"(?<![\w+.])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}"

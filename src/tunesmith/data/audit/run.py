@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunesmith.data.audit.checks import run_checks
 from tunesmith.data.audit.findings import Audit, Fact
 from tunesmith.data.audit.subject import Lost, SourceRange, Subject
 from tunesmith.data.formats import to_examples
-from tunesmith.data.render import Renderer
 from tunesmith.data.sources import iter_rows
 from tunesmith.data.split import split_examples
 from tunesmith.data.types import BadRow, Example, Row
 from tunesmith.recipe.models import Recipe, Source, Stage
+
+if TYPE_CHECKING:
+    from tunesmith.data.render import Renderer
 
 Measure = Callable[[Sequence[Example]], Sequence[int]]
 """The token count of each example, as `token_counter` makes it of a renderer."""

@@ -5,10 +5,10 @@ In: an audit and a width. Out: rich renderables; texts of rows are never read as
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from rich.console import RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -45,8 +45,17 @@ def _part(part: Part, width: int, *, named: bool) -> Iterator[RenderableType]:
         yield Text.assemble(("nothing found: ", "dim"), (", ".join(part.passed), "dim"))
     if lines := [*part.commands, *(finding.advice for finding in part.findings if finding.advice)]:
         yield Text("\nTo mend:", style="dim")
-        # Never broken into lines of its own: a command must survive being copied.
-        yield from (Padding(Text(line, style="green", no_wrap=True, overflow="ignore"), (0, 0, 0, 2)) for line in lines)
+        yield from (Text(broken, style="green") for line in lines for broken in broken_command(line, width - 2))
+
+
+def broken_command(command: str, width: int) -> list[str]:
+    """A command in lines that fit where they can, each but the last ended by a backslash: it survives being copied."""
+    lines = [""]
+    for word in re.split(r" (?=--|-o )", command):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > width:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else f"  {word}"
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def _body(finding: Finding) -> Text:

@@ -42,9 +42,9 @@ TOXIC_SIGN = re.compile(
 """No hit without one of these: a plain search, ten times faster than the list."""
 
 PLACEHOLDERS = re.compile(
-    r"\{\{\s{0,4}[A-Za-z_][\w .-]{0,39}\s{0,4}\}\}"  # {{name}}
+    r"(?<!\$)\{\{\s{0,4}[A-Za-z_][\w .-]{0,39}\s{0,4}\}\}"  # {{name}}
     r"|<(?i:insert|your|enter)[ _-][^<>\n]{1,60}>"  # <INSERT NAME HERE>
-    r"|\[(?i:your|insert|enter|company|recipient|customer|client|sender|employer)(?:'s)?[ _-][^\[\]\n]{1,60}\](?!\()"
+    r"|\[(?i:your|insert|company|recipient|customer|client|sender|employer)(?:'s)?[ _-][^\[\]\n.!?]{1,40}\](?!\()"
     r"|\[(?i:name|date|time|address|city|company|e-?mail|phone(?: number)?|title|url|link)\](?!\()"
     r"|(?<![\w$\\{'\"(])\{(?:name|user|user_?name|first_name|last_name|company|date|input|question|answer|prompt)\}(?!\})"
     r"|\bTODO: |\bLorem ipsum\b"
