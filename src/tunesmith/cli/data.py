@@ -6,24 +6,24 @@ Must not know: how a row is read, rendered, judged or mended.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from tunesmith.cli.views import View, find_row, is_recipe, is_run, source_of, tokenizer_and_template, view_of
 from tunesmith.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Sequence
 
-    from tunesmith.data.render import Renderer
-    from tunesmith.data.show import PickedRows, ShownRow
-    from tunesmith.recipe.models import CompletionStage, DpoStage, Recipe, SftStage, Source
+    from rich.console import ConsoleRenderable, RichCast
 
-QUICKSTART_MODEL = "embedded:quickstart/model"
-PIPED_WIDTH = 180  # rich would squeeze tables into 80 columns where it sees no terminal
-NO_LIMIT = 2**31 - 1  # a file alone has no stage whose `max_length` could drop its rows
+    from tunesmith.data.audit import Audit
+    from tunesmith.data.show import ShownRow
+    from tunesmith.recipe.models import Stage
+
+PIPED_WIDTH = 120
 
 TARGET = click.argument("target", metavar="FILE|RECIPE")
 MODEL = click.option("--model", metavar="PATH_OR_ID", help="Whose tokenizer and chat template; a recipe names its own.")
@@ -36,16 +36,6 @@ def data() -> None:
 
 
 # --- show
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What rows are shown with: their sources, the renderer of the stage, and what a person should know of both."""
-
-    renderer: Renderer
-    sources: tuple[Source, ...]  # those that rows are shown of
-    others: tuple[Source, ...]  # those that a row may be asked for by its id
-    facts: tuple[str, ...]
 
 
 @data.command()
@@ -70,7 +60,7 @@ def show(
     Trained text, context and control tokens are told apart by colour, or by marks where there is none.
     FILE is anything a recipe's `path` may be. Rows of a RECIPE are rendered as its stage would.
     """
-    view = _view(target, stage=stage, model=model, template=template)  # a wrong word answers before the heavy imports
+    view = view_of(target, stage=stage, model=model, template=template)  # a wrong word answers before the heavy imports
 
     from rich.console import Console
     from rich.text import Text
@@ -89,13 +79,13 @@ def show(
         click.echo(f"\nThe page is {html}.")
 
 
-def _shown_rows(view: _View, row: str | None, num_rows: int) -> list[ShownRow]:
+def _shown_rows(view: View, row: str | None, num_rows: int) -> list[ShownRow]:
     from tunesmith.data.show import pick_rows, shown_row
 
     if row is None:
         found = [(source, pick_rows(source, num_rows=num_rows)) for source in view.sources]
     else:
-        found = [_find(view, row)]
+        found = [find_row(view, row)]
     return [
         shown_row(each, picked.plan, view.renderer, sanitize=source.sanitize)
         for source, picked in found
@@ -103,96 +93,147 @@ def _shown_rows(view: _View, row: str | None, num_rows: int) -> list[ShownRow]:
     ]
 
 
-def _find(view: _View, row: str) -> tuple[Source, PickedRows]:
-    """The source that has the row. Raises DataError where several could be meant, or none has it."""
-    from tunesmith.data.show import NoSuchRowError, pick_rows
-
-    if row.isdecimal():
-        if len(view.sources) > 1:
-            remedy = f"Give the row's id, for example {view.sources[0].path}:{row}."
-            raise DataError(f"the stage has {len(view.sources)} sources, so row {row} could be of each", remedy=remedy)
-        return view.sources[0], pick_rows(view.sources[0], row=row)
-    everywhere = (*view.sources, *view.others)
-    named = [source for source in everywhere if Path(source.path).name in row]
-    problem: NoSuchRowError | None = None
-    for source in named or everywhere:
-        try:
-            return source, pick_rows(source, row=row)
-        except NoSuchRowError as error:
-            problem = error
-    assert problem is not None
-    raise problem
+# --- audit
 
 
-def _view(target: str, *, stage: str | None, model: str | None, template: str | None) -> _View:
-    if is_recipe(target):
-        return _recipe_view(target, stage=stage, model=model, template=template)
-    if stage is not None:
-        raise RecipeError("--stage names a stage of a recipe, and this is a source of rows", where=target)
-    from tunesmith.recipe.models import Source
+@data.command()
+@TARGET
+@click.option("--heldout", metavar="FILE", multiple=True, help="Rows that must not be trained on; more than once.")
+@click.option("--against", metavar="FILE", multiple=True, help="An evaluation set to look for; more than once.")
+@MODEL
+@click.option(
+    "--max-length",
+    metavar="N",
+    type=click.IntRange(min=2),
+    default=2048,
+    show_default=True,
+    help="Tokens that a row of FILE may have; counted where there is a --model. A recipe has its own.",
+)
+@click.option("--html", metavar="PATH", type=PATH, help="Write a page as well.")
+@click.option("--json", "as_json", metavar="PATH", type=PATH, help="Write every finding with all of its row ids.")
+def audit(
+    target: str,
+    heldout: tuple[str, ...],
+    against: tuple[str, ...],
+    model: str | None,
+    max_length: int,
+    html: Path | None,
+    as_json: Path | None,
+) -> None:
+    """Look for what spoils training: duplicates, leaks, contradictions, secrets and more.
 
-    facts = [] if model else [f"No --model given: shown with the tokenizer of {QUICKSTART_MODEL}, a tiny one."]
-    facts.append("Without a recipe no row is too long.")
-    renderer = _renderer(model or QUICKSTART_MODEL, template, None, facts)
-    return _View(renderer, (Source(path=target),), (), tuple(facts))
+    Each finding is a blocker, a warning or a note, with its rows and the command that mends it. Ends with 2 where there
+    is a blocker, else with 0: warnings and notes are for you to judge.
+    """
+    found = (
+        _audit_recipe(target, heldout=heldout, against=against, model=model)
+        if is_recipe(target)
+        else _audit_source(target, heldout=heldout, against=against, model=model, max_length=max_length)
+    )
+
+    import json
+
+    from tunesmith.data.audit import write_html
+    from tunesmith.runs.atomic import write_text
+
+    _print(found)
+    if html is not None:
+        write_html(found, html)
+        click.echo(f"\nThe page is {html}.")
+    if as_json is not None:
+        write_text(as_json, json.dumps(found.to_json(), indent=2) + "\n")
+        click.echo(f"\nThe findings are in {as_json}.")
+    if found.has_blockers:
+        click.get_current_context().exit(DataError.exit_code)
 
 
-def _recipe_view(target: str, *, stage: str | None, model: str | None, template: str | None) -> _View:
+def _audit_source(
+    target: str, *, heldout: Sequence[str], against: Sequence[str], model: str | None, max_length: int
+) -> Audit:
+    from tunesmith.data.audit import audit_source, token_counter
+    from tunesmith.data.render import Renderer
+    from tunesmith.recipe.models import Model
+
+    measure = None
+    if model is not None:
+        tokenizer, template, _ = tokenizer_and_template(Model(path=model))
+        measure = token_counter(Renderer(tokenizer, template, max_length))
+    return audit_source(
+        source_of(target),
+        heldout=[source_of(path) for path in heldout],
+        evaluations=[source_of(path) for path in against],
+        measure=measure,
+        max_length=max_length,
+    )
+
+
+def _audit_recipe(target: str, *, heldout: Sequence[str], against: Sequence[str], model: str | None) -> Audit:
     from tunesmith.recipe.load import load_named
-    from tunesmith.recipe.models import SftStage
 
     recipe = load_named(target).recipe
-    chosen = _stage(recipe, stage)
-    names = ", ".join(each.name for each in recipe.stages)
-    facts = [f"recipe {recipe.name}, stage {chosen.name} ({chosen.method}); its stages: {names}"]
-    renderer = _renderer(model or recipe.model.path, template or recipe.model.chat_template, chosen, facts)
-    replay = chosen.replay.sources if isinstance(chosen, SftStage) and chosen.replay else []
-    return _View(renderer, tuple(chosen.train), (*chosen.heldout, *replay), tuple(facts))
+    if heldout:
+        raise RecipeError("--heldout is for a file; a recipe's stages name their own held-out rows", where=target)
+    from tunesmith.data.audit import Measure, audit_recipe, token_counter
+    from tunesmith.pipeline.prepare import stage_renderer
+
+    chosen = recipe.model if model is None else recipe.model.model_copy(update={"path": model})
+    tokenizer, template, _ = tokenizer_and_template(chosen)
+
+    def measure(stage: Stage) -> Measure:
+        return token_counter(stage_renderer(stage, tokenizer, template))
+
+    return audit_recipe(recipe, evaluations=[source_of(path) for path in against], measure=measure)
 
 
-def _stage(recipe: Recipe, name: str | None) -> SftStage | CompletionStage | DpoStage:
-    for stage in recipe.stages:
-        if name in (None, stage.name):
-            return stage
-    from tunesmith.recipe.problems import nearest
-
-    names = [stage.name for stage in recipe.stages]
-    what = f"the recipe has no stage {name!r}{nearest(str(name), names)}"
-    raise RecipeError(what, where=recipe.name, remedy=f"Its stages: {', '.join(names)}.")
+# --- fix
 
 
-def _renderer(
-    path: str, chat_template: str | None, stage: SftStage | CompletionStage | DpoStage | None, facts: list[str]
-) -> Renderer:
-    """The renderer of a stage, or one without limits; what it is like is added to the facts."""
-    from tunesmith.data.render import Renderer
-    from tunesmith.data.template import choose_template
-    from tunesmith.model.load import load_tokenizer
-    from tunesmith.recipe.models import Model, SftStage
+@data.command()
+@click.argument("file", metavar="FILE")
+@click.option("--drop", metavar="KIND[,KIND]...", multiple=True, help="What to leave out: kinds that `audit` names.")
+@click.option("--mask", is_flag=True, help="Replace e-mail addresses, numbers and secrets by placeholders.")
+@click.option("--against", metavar="FILE", multiple=True, help="Rows for `--drop leakage` to look for.")
+@click.option("-o", "--out", metavar="OUT", type=PATH, required=True, help="Where the copy goes: a .jsonl file.")
+def fix(file: str, drop: tuple[str, ...], mask: bool, against: tuple[str, ...], out: Path) -> None:
+    """Write a cleaned copy; FILE itself is never changed.
 
-    tokenizer = load_tokenizer(Model(path=path))
-    template = choose_template(tokenizer, chat_template)
-    facts.append(f"tokenizer of {path}, {len(tokenizer):,} tokens; chat template: {template.name}")
-    if template.note:
-        facts.append(template.note)
-    if stage is None:
-        return Renderer(tokenizer, template, NO_LIMIT)
-    train_on = stage.train_on if isinstance(stage, SftStage) else "assistant"
-    facts.append(f"max_length {stage.max_length:,}, too_long {stage.too_long}, train_on {train_on}")
-    return Renderer(tokenizer, template, stage.max_length, too_long=stage.too_long, train_on=train_on)
+    Beside the copy, OUT.lineage.json says which rows were left out or changed, why, and the hashes of both files.
+    """
+    from tunesmith.data.fix import fix_source
+
+    kinds = list(dict.fromkeys(kind.strip() for words in drop for kind in words.split(",") if kind.strip()))
+    others = [source_of(path) for path in against]
+    _print(fix_source(source_of(file), out=out, drop=kinds, masked=mask, against=others))
 
 
-def is_recipe(target: str) -> bool:
-    """Whether a word means a recipe: a YAML file, or the name of a shipped one where there is no such file."""
-    if Path(target).suffix.lower() in (".yaml", ".yml"):
-        return True
-    from tunesmith.recipe.resources import shipped_recipes
-
-    return not Path(target).exists() and target in shipped_recipes()
+# --- diff
 
 
-def _console() -> Console:
+@data.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+def diff(before: str, after: str) -> None:
+    """Show rows added, removed and changed from A to B: two sources, or two run folders."""
+    from tunesmith.data.diff import diff_ledgers, diff_sources
+
+    if is_run(before) or is_run(after):
+        _print(diff_ledgers(Path(before), Path(after)))
+        return
+    _print(diff_sources(source_of(before), source_of(after)))
+
+
+# --- what several commands share
+
+
+def _print(report: RichCast | ConsoleRenderable) -> None:
+    """Prints a report. In a pipe lines keep their length, so that commands in them can be copied whole."""
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=PIPED_WIDTH)
+    if console.is_terminal:
+        console.print(report, crop=False)
+        return
+    console = Console(width=PIPED_WIDTH)  # rich would squeeze tables into 80 columns
+    with console.capture() as captured:
+        console.print(report, crop=False)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -147,7 +147,7 @@ def _find(wanted: str, head: Sequence[Row | BadRow], rest: Iterator[Row | BadRow
             if named:
                 return item
     remedy = "Rows are counted from 1; an id is what `show` prints over a row, for example file.jsonl:12."
-    raise NoSuchRowError(f"no row {wanted}: the source has {count} rows", where=where, remedy=remedy)
+    raise NoSuchRowError(f"no row {wanted}: the source has {count:,}", where=where, remedy=remedy)
 
 
 def is_named(row_id: str, wanted: str) -> bool:

@@ -178,7 +178,7 @@ def test_no_more_rows_are_read_than_wanted(tmp_path: Path, monkeypatch: pytest.M
 def test_a_row_that_is_not_there(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(chat("a", "b")) + "\n")
-    with pytest.raises(NoSuchRowError, match="no row 2: the source has 1 rows"):
+    with pytest.raises(NoSuchRowError, match="no row 2: the source has 1"):
         pick_rows(Source(path=str(file)), row="2")
 
 
