@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DEFAULT_SPLIT = "train"
-_PART = re.compile(r"\s*([\w.-]+)\s*(\[[^\[\]]*\])?\s*")
+_NUMBER = r"-?\d{1,12}%?"
+_PART = re.compile(rf"\s*(?P<split>[\w.-]+)(?:\[(?P<start>{_NUMBER})?:(?P<stop>{_NUMBER})?\])?\s*")
 _TABLE_OF_SPLITS, _STATE = "dataset_dict.json", "state.json"
 
 
@@ -119,24 +120,29 @@ def _slice(dataset: Dataset, name: str, rows: range, num_rows: int) -> Iterator[
 
 
 def slices(wanted: str, lengths: Mapping[str, int], where: str) -> list[tuple[str, int, int]]:
-    """`train[:5000]+test[10%:]` as (split, start, stop). Raises DataError, naming the splits, where it is none."""
-    from datasets import ReadInstruction
+    """`train[:5000]+test[10%:]` as (split, start, stop). Raises DataError, naming the splits, where it is none.
 
+    Bounds are as in Python: they may be negative, and past the end they mean the end. A share is rounded.
+    """
     found = []
     for part in wanted.split("+"):
         match = _PART.fullmatch(part)
         if match is None:
-            raise DataError(f"`split: {wanted}` is no split", where=where, remedy="Write `train` or `train[:5000]`.")
-        split = match[1]
-        if split not in lengths:
+            raise DataError(
+                f"`split: {wanted}` is no split",
+                where=where,
+                remedy="Write `train`, `train[:5000]`, `train[10%:]` or several, joined by `+`.",
+            )
+        split, length = match["split"], lengths.get(match["split"])
+        if length is None:
             known = ", ".join(f"{name} ({length} rows)" for name, length in lengths.items())
             raise DataError(f"there is no split `{split}`", where=where, remedy=f"Set `split` to one of: {known}.")
-        try:
-            (piece,) = ReadInstruction.from_spec(split + (match[2] or "")).to_absolute({split: lengths[split]})
-        except (ValueError, AssertionError) as error:
-            raise DataError(
-                f"`split: {wanted}`: {error}", where=where, remedy=f"`{split}` has {lengths[split]} rows."
-            ) from error
-        start, stop = piece.from_ or 0, lengths[split] if piece.to is None else piece.to
+        start, stop, _ = slice(_bound(match["start"], length), _bound(match["stop"], length)).indices(length)
         found.append((split, start, stop))
     return found
+
+
+def _bound(text: str | None, length: int) -> int | None:
+    if not text:
+        return None
+    return round(length * int(text[:-1]) / 100) if text.endswith("%") else int(text)
