@@ -45,7 +45,9 @@ def _part(part: Part, width: int, *, named: bool) -> Iterator[RenderableType]:
         yield Text.assemble(("nothing found: ", "dim"), (", ".join(part.passed), "dim"))
     if lines := [*part.commands, *(finding.advice for finding in part.findings if finding.advice)]:
         yield Text("\nTo mend:", style="dim")
-        yield from (Text(broken, style="green") for line in lines for broken in broken_command(line, width - 2))
+        parts = (part for line in lines for part in broken_command(line, width - 2))
+        # A name that is wider than the page is left whole: a command cut by a newline cannot be copied.
+        yield from (Text(part, style="green", no_wrap=True, overflow="ignore") for part in parts)
 
 
 def broken_command(command: str, width: int) -> list[str]:
