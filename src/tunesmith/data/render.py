@@ -383,8 +383,10 @@ class Renderer:
         head = self.codec.head_ids
         room = self.max_length - len(head)
         if self.too_long == "split":
-            if row.example.prompt or len(whole.branches) > 1 or room < 1:
+            if row.example.prompt or len(whole.branches) > 1:
                 raise self._too_long(num_tokens, note=", and only plain text can be split")
+            if room < (1 if head else 3):  # a part without a BOS needs two tokens, and lends one to the next
+                raise self._too_long(num_tokens, note=", and max_length leaves no room for parts")
             pieces = split_ids(whole.branches[0].ids.tolist(), room=room, least=1 if head else 2)
             trees = [text_tree(f"{row.example.id}#part{n}", head, piece) for n, piece in enumerate(pieces, start=1)]
             return trees, f"split into parts: {len(trees)}"

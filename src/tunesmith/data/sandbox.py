@@ -7,6 +7,7 @@ Must not know: tokens, rows, what a text is for.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TRIED: dict[str, str] = {}  # by the hash of a template and its tokenizer's tokens: why it was stopped, or ""
+_INTERNALS = re.compile(r"__\w+__")  # the sandbox gives none of them out; a template that asks is not an honest one
 _CALL: Json = [{"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"a": "b"}}}]
 _TOOLS: Dicts = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}]
 _TRIALS: tuple[tuple[Dicts, Dicts | None], ...] = (
@@ -55,11 +57,14 @@ class Sandbox:
     def texts(
         self, conversations: Sequence[Dicts], tools: Dicts | None, *, add_generation_prompt: bool
     ) -> list[str | ModelError]:
-        """Several conversations' texts or errors, each within its own limits. Raises ModelError in the trial."""
+        """Several conversations' texts or refusals. Raises ModelError where a limit is passed: such a template is
+        not asked again."""
         self._try()
         with Watch() as watch:
             try:
                 return list(self._render(conversations, tools, add_generation_prompt, watch))
+            except (OverLimit, MemoryError) as error:
+                raise self._stopped(error) from error
             except Exception:  # one of them: which one, is found by taking them one by one
                 return [self._text_or_error(each, tools, add_generation_prompt, watch) for each in conversations]
 
@@ -69,7 +74,7 @@ class Sandbox:
         try:
             return self._render([messages], tools, add_generation_prompt, watch)[0]
         except (OverLimit, MemoryError) as error:
-            return self._stopped(str(error) or "it takes too much memory")
+            raise self._stopped(error) from error
         except Exception as error:  # a template is a program: whatever it raises is its message to the user
             return ModelError(
                 f"the chat template refuses the conversation: {error}",
@@ -105,10 +110,13 @@ class Sandbox:
         if self._ready:
             return
         key = hashlib.sha256(repr((self._source, sorted(self._special.items()))).encode()).hexdigest()
+        internals = _INTERNALS.search(self._source)
+        if internals is not None:
+            raise self._stopped(OverLimit(f"it reaches for Python's internals, {internals[0]}"))
         if key not in _TRIED:
             _TRIED[key] = try_in_child(self._trial)
         if _TRIED[key]:
-            raise self._stopped(_TRIED[key])
+            raise self._stopped(OverLimit(_TRIED[key]))
         self._ready = True
 
     def _trial(self) -> str:
@@ -124,9 +132,9 @@ class Sandbox:
                     continue
         return ""
 
-    def _stopped(self, reason: str) -> ModelError:
+    def _stopped(self, error: OverLimit | MemoryError) -> ModelError:
         return ModelError(
-            f"the chat template was stopped: {reason}",
+            f"the chat template was stopped: {str(error) or 'it takes too much memory'}",
             where=self._name,
             remedy="Do not use this template: look at what it does, and give another `chat_template`.",
         )
