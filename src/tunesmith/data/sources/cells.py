@@ -19,7 +19,8 @@ from tunesmith.data.sources.lines import numbered_lines
 from tunesmith.data.sources.parse import Flaw
 from tunesmith.errors import DataError
 
-MAX_CELL_CHARS = 16 * 2**20  # past it, a quote was opened and never closed; Python's own 131,072 cuts off documents
+MAX_LINE_BYTES = 16 * 2**20  # less than elsewhere: a line of commas takes eight times its size in cells
+MAX_CELL_CHARS = 8 * 2**20  # past it, a quote was opened and never closed; Python's own 131,072 cuts off documents
 Record = tuple[int, list[str] | Flaw]
 
 
@@ -48,7 +49,7 @@ class _TextLines:
     """The file's lines as text for the csv module, and what is wrong with them."""
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
-        self._lines = numbered_lines(stream, name)
+        self._lines = numbered_lines(stream, name, max_bytes=MAX_LINE_BYTES)
         self.number = 0
         self._flaw: Flaw | None = None
 

@@ -27,7 +27,7 @@ def _documents(files: Sequence[tuple[str, Path]]) -> Iterator[Document]:
         with streams.open_bytes(path, name) as stream:
             text = stream.read(streams.MAX_LINE_BYTES + 1)
         if len(text) > streams.MAX_LINE_BYTES:
-            raise streams.too_long(name, "document")
+            raise streams.too_long(name, "document", streams.MAX_LINE_BYTES)
         yield name, text
 
 

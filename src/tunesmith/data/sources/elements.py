@@ -94,7 +94,7 @@ class _Window:
             if (end := self._value_end()) is not None:
                 return end
             if len(self.text) - self.pos > streams.MAX_LINE_BYTES:
-                raise streams.too_long(f"{self.name}:{self.line}", "element")
+                raise streams.too_long(f"{self.name}:{self.line}", "element", streams.MAX_LINE_BYTES)
             self.grow()
 
     def _value_end(self) -> int | None:
@@ -134,7 +134,7 @@ def _elements(window: _Window) -> Iterator[Element]:
         end = window.value_end()
         start = window.pos
         if end - start > streams.MAX_LINE_BYTES:
-            raise streams.too_long(f"{window.name}[{index}]", "element")
+            raise streams.too_long(f"{window.name}[{index}]", "element", streams.MAX_LINE_BYTES)
         yield Element(index, window.text[start:end].encode("latin-1"), window.line)
         window.move(end)
         index += 1

@@ -25,19 +25,19 @@ def read_lines(path: Path, name: str, num_rows: int, limit: int | None) -> Itera
             yield JsonChunk(name, numbers, lines)
 
 
-def numbered_lines(stream: IO[bytes], name: str) -> Iterator[Line]:
-    """Every line with its number, from 1. Raises DataError at a line longer than MAX_LINE_BYTES."""
+def numbered_lines(stream: IO[bytes], name: str, *, max_bytes: int) -> Iterator[Line]:
+    """Every line with its number, from 1. Raises DataError at a line longer than `max_bytes`."""
     number = 0
-    while line := stream.readline(streams.MAX_LINE_BYTES + 1):
+    while line := stream.readline(max_bytes + 1):
         number += 1
-        if len(line) > streams.MAX_LINE_BYTES:
-            raise streams.too_long(f"{name}:{number}", "line")
+        if len(line) > max_bytes:
+            raise streams.too_long(f"{name}:{number}", "line", max_bytes)
         yield number, line
 
 
 def _rows(stream: IO[bytes], name: str) -> Iterator[Line]:
     first = True
-    for number, line in numbered_lines(stream, name):
+    for number, line in numbered_lines(stream, name, max_bytes=streams.MAX_LINE_BYTES):
         if line.isspace():
             continue
         if first and line.lstrip().startswith(b"["):

@@ -47,10 +47,10 @@ def open_bytes(path: Path, name: str) -> Iterator[IO[bytes]]:
         raise DataError(f"cannot be read: {error.strerror or error}", where=name) from error
 
 
-def too_long(where: str, unit: str) -> DataError:
-    """The refusal of a line, element or document longer than MAX_LINE_BYTES."""
+def too_long(where: str, unit: str, max_bytes: int) -> DataError:
+    """The refusal of a line, element or document that is longer than any training row."""
     return DataError(
-        f"the {unit} is longer than {MAX_LINE_BYTES // 2**20} MiB",
+        f"the {unit} is longer than {max_bytes // 2**20} MiB",
         where=where,
         remedy="That is no training row; check how the file was written.",
     )
