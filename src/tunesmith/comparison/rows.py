@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tunesmith.data.prepare import prepare_stage, read_examples
+from tunesmith.data.prepare import prepare_stage, read_examples, stage_renderer
 from tunesmith.data.render import Renderer
 from tunesmith.data.types import Conversation, Example, RowError, Text, Tree
 from tunesmith.recipe.models import CompletionStage, DpoStage, Recipe, SftStage, Source
@@ -92,7 +92,8 @@ def _heldout(stage: SftStage | CompletionStage | DpoStage, renderer: Renderer) -
     """The examples that the stage held out; the split is the training's own, asked for again."""
     if not stage.heldout and not stage.heldout_fraction:
         return []
-    return list(prepare_stage(stage, renderer).heldout_examples)
+    own = stage_renderer(stage, renderer.tokenizer, renderer.template)
+    return list(prepare_stage(stage, own).heldout_examples)
 
 
 def _questions(

@@ -44,25 +44,27 @@ def in_order(function: Callable[[T], R], tasks: Iterable[T], *, workers: int) ->
     if workers <= 1:
         yield from map(function, tasks)
         return
-    context = get_context("fork")
-    with ProcessPoolExecutor(workers, context, initializer=_adopt, initargs=(function,)) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for task in tasks:
-                waiting.append(cast("Future[R]", pool.submit(_call, task)))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise ResourceError(
-                "a process that prepares rows was killed, most likely because memory ran out",
-                where=f"{workers} data workers",
-                remedy="Set `data_workers: 1` in the recipe, or free memory.",
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
+    pool = ProcessPoolExecutor(workers, get_context("fork"), initializer=_adopt, initargs=(function,))
+    try:
+        yield from _results(pool, tasks, at_once=2 * workers)
+    except BrokenProcessPool as error:
+        raise ResourceError(
+            "a process that prepares rows was killed, most likely because memory ran out",
+            where=f"{workers} data workers",
+            remedy="Set `data_workers: 1` in the recipe, or free memory.",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _results(pool: ProcessPoolExecutor, tasks: Iterable[object], *, at_once: int) -> Iterator[R]:
+    waiting: deque[Future[R]] = deque()
+    for task in tasks:
+        waiting.append(cast("Future[R]", pool.submit(_call, task)))
+        if len(waiting) >= at_once:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _adopt(function: Callable[[Any], object]) -> None:

@@ -25,6 +25,7 @@ from tunesmith.data.reading import StageReader, StageRecipe, Tell, check_method,
 from tunesmith.data.render import Renderer
 from tunesmith.data.sources import OpenedSource, open_source, read_rows
 from tunesmith.data.store import TreeStore
+from tunesmith.data.template import ChatTemplate
 from tunesmith.data.types import Example, Tree
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import SftStage, Source
@@ -55,6 +56,12 @@ class Prepared:
     notes: list[str]
     sources: Mapping[str, str]
     key: str = ""
+
+
+def stage_renderer(stage: StageRecipe, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Renderer:
+    """The renderer that a stage's rows are prepared with."""
+    train_on = stage.train_on if isinstance(stage, SftStage) else "assistant"
+    return Renderer(tokenizer, template, stage.max_length, too_long=stage.too_long, train_on=train_on)
 
 
 def prepare_stage(

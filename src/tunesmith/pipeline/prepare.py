@@ -7,18 +7,14 @@ ModelError. Must not know: training, run folders.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tunesmith.data.ledger import Ledger
-from tunesmith.data.prepare import Prepared, prepare_stage
+from tunesmith.data.prepare import Prepared, prepare_stage, stage_renderer
 from tunesmith.data.reading import Tell
 from tunesmith.data.render import Renderer
-from tunesmith.data.template import ChatTemplate, choose_template
+from tunesmith.data.template import choose_template
 from tunesmith.model.load import load_tokenizer
-from tunesmith.recipe.models import Recipe, SftStage, Stage
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tunesmith.recipe.models import Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,12 +32,6 @@ class PreparedRun:
     def ledgers(self) -> list[Ledger]:
         """One a stage: together one entry for every row that any stage read."""
         return [prepared.ledger for prepared in self.stages.values()]
-
-
-def stage_renderer(stage: Stage, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Renderer:
-    """The renderer that a stage's rows are prepared with."""
-    train_on = stage.train_on if isinstance(stage, SftStage) else "assistant"
-    return Renderer(tokenizer, template, stage.max_length, too_long=stage.too_long, train_on=train_on)
 
 
 def prepare_run(recipe: Recipe, tell: Tell = lambda text: None) -> PreparedRun:

@@ -43,7 +43,7 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Pat
             remedy="Start one process: `tunesmith run RECIPE`.",
         )
     _refuse_other_recipe(loaded)
-    prepared = prepare_run(recipe)  # before the folder is made: bad data leaves nothing behind
+    prepared = prepare_run(recipe, watcher.noted)  # before the folder is made: bad data leaves nothing behind
     checked = CheckReport()
     data_lines(checked, prepared)
     template_lines(checked, prepared.renderer)

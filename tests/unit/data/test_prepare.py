@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.data.build import CHATML, GEMMA, renderer, source, write_jsonl
+from tests.unit.data.build import CHATML, GEMMA, byte_tokenizer, renderer, source, write_jsonl
 from tunesmith.data.ledger import summarize
 from tunesmith.data.notes import histogram
 from tunesmith.data.prepare import Prepared, prepare_stage, read_examples
 from tunesmith.data.render import Renderer
+from tunesmith.data.template import choose_template
 from tunesmith.data.types import Json
 from tunesmith.errors import DataError, ModelError
 from tunesmith.recipe.models import CompletionStage, DpoStage, SftStage
@@ -51,7 +52,8 @@ def test_every_row_is_in_the_ledger_with_its_fate(tmp_path: Path) -> None:
 
 def test_notes_say_format_drops_duplicates_and_template(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", {**qa(1), "id": 7}, qa(1), qa(2, ""), qa(3, "word " * 50))
-    notes = prepare(path, r=renderer(None, max_length=60)).notes
+    tokenizer = byte_tokenizer()
+    notes = prepare(path, r=Renderer(tokenizer, choose_template(tokenizer, None), 60)).notes
     assert notes[0].startswith("The model has no chat template: the built-in `chatml` one is used")
     assert notes[1] == f"{path}: format question_answer (4 of 4 rows have `question` and `answer`)."
     assert notes[2] == f"{path}: columns not read: id."
