@@ -5,6 +5,7 @@ Skipped where ../shared/data is absent.
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -14,14 +15,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tunesmith.data.render import MERGED, SPLIT, Rendered, Renderer
 from tunesmith.data.template import ChatTemplate, choose_template
-from tunesmith.data.types import Conversation, Example, Message
+from tunesmith.data.types import Conversation, Example, Message, ToolCall
 from tunesmith.errors import ModelError
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 pytestmark = pytest.mark.skipif(not SHARED.exists(), reason="needs the real templates in ../shared/data")
 TEMPLATES = sorted(path.stem for path in SHARED.glob("templates/*.jinja"))
 TOKENIZERS = ("qwen2_hf", "gpt2_hf", "llama3_hf")
-CONTROL = re.compile(r"<\|[A-Za-z_]+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|\[/?INST\]|</?s>|<\|?turn\|?>|<bos>")
+CONTROL = re.compile(
+    r"<\|[A-Za-z_]+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|\[/?INST\]|</?s>|<\|?turn\|?>|<bos>"
+    r"|<\|tool_(?:call|response)>|<tool_(?:call|response)\|>|\[TOOL_CALLS\]"
+)
 REFUSED = {
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "the generation prompt is not what stands before an answer",
     "GLM-4.6": "nothing would teach the model to stop",
@@ -180,6 +184,100 @@ def test_content_cannot_write_control_tokens(renderer: Renderer) -> None:
     ]
     assert counts[0] == counts[1]
     assert spans(renderer, spelled) == [f"{renderer.shape.lead}a {evil} y{renderer.shape.ending}"]
+
+
+TOOLS = json.dumps(
+    [
+        {
+            "type": "function",
+            "function": {
+                "name": "get_weather",
+                "description": "The weather of a city.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"city": {"type": "string", "description": "Which."}, "days": {"type": "integer"}},
+                    "required": ["city"],
+                },
+            },
+        }
+    ]
+)
+CALL = ToolCall("get_weather", '{"city": "Bern", "days": 3}', "call_long_identifier")
+TOOL_REASONS = (
+    "the row has tools: the chat template drops the tools",
+    "the row has tools: the chat template refuses the conversation: ",
+    "the row has tool calls: the chat template drops ",
+    "the row has tool calls: the chat template refuses the conversation: ",
+    "the row has tool calls: no token of the chat template ends a turn of tool calls",
+    "the chat template drops or changes the result of a tool call",
+    "the chat template drops the text beside the tool calls of an answer",
+)
+WITH_TOOLS = {
+    "Mistral-Small-3.2-24B-Instruct-2506",
+    "Qwen-Qwen2.5-7B-Instruct",
+    "Qwen-Qwen3-0.6B",
+    "Qwen3.5-4B",
+    "google-gemma-4-31B-it",
+    "meta-llama-Llama-3.1-8B-Instruct",
+    "meta-llama-Llama-3.2-3B-Instruct",
+    "mistralai-Mistral-Nemo-Instruct-2407",
+    "openai-gpt-oss-120b",
+}
+WITH_REASONING = {"Qwen-Qwen3-0.6B", "Qwen3.5-4B", "openai-gpt-oss-120b"}
+
+
+def test_tools_calls_and_results(renderer: Renderer) -> None:
+    """Trained: the call with its name and arguments, and the last answer; or refused in words."""
+    prompt = (user("How is the weather?"),)
+    answer = (Message("assistant", "", calls=(CALL,)), Message("tool", '{"sky": "clear"}'), assistant("Clear."))
+    (rendered,) = renderer.render_many([Example("f:1", "", prompt, (answer,), tools=TOOLS)])
+    name = renderer.template.name
+    if rendered.error is not None:
+        assert rendered.error.what.startswith(TOOL_REASONS)
+        assert name not in WITH_TOOLS
+        return
+    assert name in WITH_TOOLS
+    call, last = spans(renderer, rendered)
+    assert all(each in call for each in ("get_weather", "city", "Bern", "days", "3"))
+    assert last == renderer.shape.lead + "Clear." + renderer.shape.ending or "Clear." + renderer.shape.ending == last
+    tree = rendered.trees[0]
+    assert tree.branches[0].ids[tree.branches[0].trained][-1] in renderer.stop_ids
+    assert tree.prompt_ids.tolist() == renderer.prompt_ids(prompt, TOOLS)
+    shown = renderer.tokenizer.decode(
+        rendered.trees[-1].prompt_ids.tolist() + rendered.trees[-1].branches[0].ids.tolist()
+    )
+    assert "clear" in shown
+    apply = renderer.tokenizer.apply_chat_template
+    kwargs = {"chat_template": renderer.template.source, "tokenize": True, "return_dict": False}
+    theirs = apply(
+        [{"role": "user", "content": prompt[0].content}], tools=json.loads(TOOLS), add_generation_prompt=True, **kwargs
+    )
+    assert tree.prompt_ids.tolist() == list(theirs)
+
+
+def test_reasoning(renderer: Renderer) -> None:
+    """Trained with the answer that has it, or refused in words; gone from the history it may be."""
+    first = Message("assistant", "It is one.", reasoning="Count the ones.")
+    last = Message("assistant", "It is two.", reasoning="Count the twos.")
+    rendered = render(renderer, (user("q one"),), (first, user("q two"), last))
+    if rendered.error is not None:
+        assert "drops the reasoning of the answer, so it would not be trained" in rendered.error.what
+        assert renderer.template.name not in WITH_REASONING
+        return
+    assert renderer.template.name in WITH_REASONING
+    for text, message in zip(spans(renderer, rendered), (first, last), strict=True):
+        assert message.reasoning in text
+        assert text.endswith(message.content + renderer.shape.ending)
+
+
+def test_reasoning_in_the_text_survives_or_is_refused(renderer: Renderer) -> None:
+    rendered = render(renderer, (user("q"),), (assistant("<think>\nSo.\n</think>\n\nIt is."),))
+    if rendered.error is not None:
+        assert "strips the reasoning" in rendered.error.what or "changes the answer" in rendered.error.what
+        return
+    (text,) = spans(renderer, rendered)
+    assert "So." in text
+    assert text.endswith("It is." + renderer.shape.ending)
 
 
 @pytest.mark.parametrize("tokens", TOKENIZERS)
