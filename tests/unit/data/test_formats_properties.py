@@ -53,7 +53,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
     return turns(*(draw(WORDS) for _ in range(2 * count)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(conversations(), conversations())
 def test_prompt_and_answer_are_the_conversation_split_at_a_turn(chosen: Conversation, other: Conversation) -> None:
     """trl#6079 and its kin: a loop's index taken for the length of the shared head."""
@@ -70,7 +70,7 @@ def test_prompt_and_answer_are_the_conversation_split_at_a_turn(chosen: Conversa
     assert example.prompt[-1].role == "user"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(conversations(), WORDS, WORDS)
 def test_transcripts_split_at_the_last_answer(head: Conversation, good: str, worse: str) -> None:
     """trl#1858: a split at the first turn of the person."""
@@ -106,7 +106,7 @@ def test_strings_are_never_split_where_their_characters_part(chosen: str, reject
     assert example.answers == ((Message("assistant", chosen),), (Message("assistant", rejected),))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ROWS)
 def test_every_row_gives_an_example_or_says_why_not(fields: dict[str, Json]) -> None:
     name = kind_of(fields)
@@ -125,7 +125,7 @@ def test_every_row_gives_an_example_or_says_why_not(fields: dict[str, Json]) -> 
                 assert found.reason and ":" not in found.reason
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=6))
 def test_no_row_is_lost(fields: list[dict[str, Json]]) -> None:
     try:
