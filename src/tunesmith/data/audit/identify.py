@@ -8,17 +8,25 @@ py3langid on the first 200 characters; short texts and code are left out: the id
 from __future__ import annotations
 
 import re
+from functools import cache
 
 MAX_CHARACTERS = 200  # more changes little and costs time in proportion
 MIN_LETTERS = 60  # below this the identifier guesses
 MIN_LETTERS_DENSE = 12  # of scripts without spaces, whose characters say more
 MIN_CONFIDENCE = 0.95
+MIN_CONFIDENCE_DENSE = 0.6  # the script leaves few languages to choose from
 UNKNOWN = ""
 CODE = re.compile(r"```|[{};<>=]{2}|\bdef |\bimport |\bSELECT |\bfunction\b|://")
 
 
+@cache
+def identifier() -> Identifier:
+    """The identifier; loading it takes a second, so it is loaded once a process."""
+    return Identifier()
+
+
 class Identifier:
-    """py3langid with probabilities; loading it takes a moment."""
+    """py3langid with probabilities."""
 
     def __init__(self) -> None:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -35,4 +43,5 @@ class Identifier:
         if letters < 0.6 * len(head) or CODE.search(head):
             return UNKNOWN
         code, confidence = self._identifier.classify(head)
-        return str(code) if confidence >= MIN_CONFIDENCE else UNKNOWN
+        wanted = MIN_CONFIDENCE_DENSE if dense >= MIN_LETTERS_DENSE else MIN_CONFIDENCE
+        return str(code) if confidence >= wanted else UNKNOWN

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 
 from tunesmith.data.audit.findings import Fact, Finding
-from tunesmith.data.audit.identify import UNKNOWN
+from tunesmith.data.audit.identify import UNKNOWN, identifier
 from tunesmith.data.audit.subject import Subject, by_share, share
 from tunesmith.data.audit.texts import best_answer, last_question
 
@@ -60,7 +60,7 @@ def answer_language(subject: Subject) -> list[Finding]:
         if not language or not example.prompt or example.label is False:
             continue
         question = last_question(example)
-        asked = UNKNOWN if ASKS_FOR_ANOTHER.search(question) else subject.identifier.language(question)
+        asked = UNKNOWN if ASKS_FOR_ANOTHER.search(question) else identifier().language(question)
         if asked and asked != language:
             crossed[place] = f"question {asked}, answer {language}: {best_answer(example)[:200]}"
     if not crossed:

@@ -166,7 +166,7 @@ def early_divergence(subject: Subject) -> list[Finding]:
     )
     notes = {place: prompt_text(subject.examples[place]) for place in places}
     title = "pairs that part early"
-    return [subject.finding("early-divergence", title, "note", places, text, notes=notes, total=pairs)]
+    return [subject.finding("early-divergence", title, "note", places, text, notes=notes, options="", total=pairs)]
 
 
 def wilson(successes: int, num: int) -> tuple[float, float]:
@@ -238,10 +238,10 @@ def labels_and_ties(subject: Subject) -> list[Finding]:
     total = sum(labels.values())
     rarer = min(labels[True], labels[False])
     if total >= 2 and rarer < 0.05 * total:
-        value = labels[True] < labels[False]
+        value = labels[True] > labels[False]
         places = [place for place, example in enumerate(subject.examples) if example.label is value]
-        other = "undesirable" if value else "desirable"
-        text = f"{share(total - rarer, total)} labels say {other}; feedback of one kind gives nothing to compare with."
+        word = "desirable" if value else "undesirable"
+        text = f"{share(total - rarer, total)} labels say {word}; feedback of one kind gives nothing to compare with."
         severity: Severity = "blocker" if not rarer else "warning"
         findings.append(subject.finding("labels", "one-sided labels", severity, places, text, options="", total=total))
     scored = [place for place, example in enumerate(subject.examples) if len(example.scores) > 1]

@@ -31,9 +31,9 @@ _ISSUED = re.compile(
 
 
 def luhn(text: str) -> bool:
-    """Whether the digits are a payment card's: an issuer's prefix and length, and the check digit (ISO/IEC 7812-1, annex B)."""
+    """Whether the digits are a payment card's: an issuer's prefix and length, and the check digit (ISO/IEC 7812-1)."""
     digits = [int(character) for character in text if character.isdigit()]
-    if not _ISSUED.match("".join(map(str, digits))) or len(set(digits)) < 3:
+    if not _ISSUED.match("".join(map(str, digits))) or len(set(digits)) == 1:
         return False
     doubled = [digit * 2 - 9 * (digit > 4) if place % 2 else digit for place, digit in enumerate(reversed(digits))]
     return sum(doubled) % 10 == 0

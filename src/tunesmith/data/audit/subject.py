@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Literal
 
 from tunesmith.data.audit.findings import NUM_SHOWN, Finding, Hit, Mend, Severity
-from tunesmith.data.audit.identify import Identifier
+from tunesmith.data.audit.identify import identifier
 from tunesmith.data.audit.near import NearPair, Words, near_pairs
 from tunesmith.data.audit.private import mask
 from tunesmith.data.audit.texts import best_answer, body_text, prompt_key
@@ -87,12 +87,7 @@ class Subject:
     @cached_property
     def spoken(self) -> list[str]:
         """The language of each row's answer, "" where it is too short to tell."""
-        return [self.identifier.language(best_answer(example)) for example in self.examples]
-
-    @cached_property
-    def identifier(self) -> Identifier:
-        """Tells languages; loaded once."""
-        return Identifier()
+        return [identifier().language(best_answer(example)) for example in self.examples]
 
     @cached_property
     def near(self) -> list[NearPair]:
