@@ -17,6 +17,7 @@ from tunesmith.engine.attention import ForestLayout, use_forest_attention
 from tunesmith.engine.forest import build_forest
 from tunesmith.engine.logprobs import Head, Logprobs, token_logprobs
 from tunesmith.engine.plain import plain_logprobs
+from tunesmith.model.added_tokens import embedded
 
 Backend = Literal["sdpa", "plain"]
 
@@ -46,8 +47,10 @@ class Engine:
             return plain_logprobs(self.model, trees)
         use_forest_attention(self.model)
         forest = build_forest(trees, self.model.device)
+        embedded_TH = embedded(self.model.get_input_embeddings(), forest.input_ids_T)
         hidden = self.model.base_model(
-            input_ids=forest.input_ids_T[None],
+            input_ids=forest.input_ids_T[None] if embedded_TH is None else None,
+            inputs_embeds=None if embedded_TH is None else embedded_TH[None],
             position_ids=forest.positions_T[None],
             attention_mask=None,
             use_cache=False,

@@ -115,6 +115,24 @@ def trained_rows(layer: nn.Module) -> tuple[nn.Module, Rows | None]:
     return base, Rows(torch.tensor(inside.token_indices[name], device=weight_KH.device), weight_KH)
 
 
+def embedded(layer: nn.Module, ids_T: Tensor) -> Tensor | None:
+    """Embeddings of tokens, [T, H], in which only the trained rows want a gradient; None where none is trained.
+
+    peft's own forward gives the same, but copies the matrix, and its backward makes a gradient of the matrix's size.
+    """
+    base, rows = trained_rows(layer)
+    if rows is None:
+        return None
+    assert isinstance(layer, TrainableTokensWrapper)
+    hidden_TH: Tensor = base(ids_T)
+    is_row_TK = ids_T[:, None] == rows.ids_K
+    rows_TH = is_row_TK.to(hidden_TH.dtype) @ rows.weight_KH.to(hidden_TH.dtype)
+    scale = layer.token_adapter._get_embed_scale()  # Gemma 3 scales its embeddings in the layer
+    if scale is not None:
+        rows_TH = rows_TH * scale.to(rows_TH.dtype)
+    return torch.where(is_row_TK.any(-1, keepdim=True), rows_TH, hidden_TH)
+
+
 def fold_rows(model: nn.Module) -> None:
     """Write trained rows into the layers that they belong to, for reading: peft's own forward copies the whole matrix
     for each token that is generated."""

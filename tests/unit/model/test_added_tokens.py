@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
@@ -145,10 +146,18 @@ def test_the_added_rows_train_and_the_rest_of_the_embeddings_is_frozen(tied: boo
 
 @pytest.mark.parametrize(
     ("family", "tied"),
-    [("llama", True), ("llama", False), ("gemma2", True), ("granite", False), ("cohere2", True), ("gpt2", True)],
+    [
+        ("llama", True),
+        ("llama", False),
+        ("gemma2", True),
+        ("gemma3_text", True),
+        ("granite", False),
+        ("cohere2", True),
+        ("gpt2", True),
+    ],
 )
 def test_the_engine_gives_the_plain_forwards_values_and_gradients(family: str, tied: bool) -> None:
-    """gemma2 scales its embeddings and caps its logits, granite and cohere2 scale their logits."""
+    """gemma2 caps its logits, gemma3 scales its embeddings in the layer, granite and cohere2 scale their logits."""
     model = inner_model(_adapted(family, tied=tied))
     trained = list(trainable_parameters(model).values())
     got_N = Engine(model, chunk_bytes=3 * (V + 2) * 4).logprobs(_trees()).logprob_N
@@ -176,6 +185,15 @@ def test_no_logit_is_made_twice_for_the_sake_of_two_rows(monkeypatch: pytest.Mon
     assert sum(seen) == len(logprob_N)
 
 
+def test_the_engine_copies_no_embedding_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: TrainableTokensLayer, *args: object) -> None:
+        raise AssertionError("peft's forward was asked, which copies the matrix")
+
+    model = inner_model(_adapted(tied=True))
+    monkeypatch.setattr(TrainableTokensLayer, "get_merged_weights", refused)
+    Engine(model).logprobs(_trees()).logprob_N.sum().backward()
+
+
 def test_rows_of_a_bfloat16_model_are_trained_in_float32() -> None:
     adapted = add_adapter(_grown(tied=False, dtype=torch.bfloat16), LORA, seed=0, added=ADDED)
     assert {parameter.dtype for parameter in trainable_parameters(adapted).values()} == {torch.float32}
@@ -195,7 +213,9 @@ def test_an_adapters_file_holds_the_rows_alone_and_gives_the_logits_back(tmp_pat
     rows = {name: tensor for name, tensor in written.items() if "lora" not in name}
     assert sum(tensor.numel() * 4 for tensor in rows.values()) == 2 * 32 * 4 * (1 if tied else 2)
     wanted = _logits(adapted)
-    assert torch.equal(_logits(load_adapter(_grown(tied=tied), tmp_path / "adapter")), wanted)
+    loaded = load_adapter(_grown(tied=tied), tmp_path / "adapter")
+    assert torch.equal(_logits(loaded), wanted)
+    assert Head.of(inner_model(loaded)).rows is None  # folded in: no matrix is copied for every generated token
     continued = continue_adapter(_grown(tied=tied), LORA, tmp_path / "adapter", seed=9, added=ADDED)
     assert torch.equal(_logits(continued), wanted)
     resized = tiny_model("llama", tie_word_embeddings=tied)
