@@ -23,7 +23,8 @@ from types import FrameType, TracebackType
 
 RENDER_SECONDS = 1.2  # of processor time for one render; ordinary ones take a ten-thousandth of it
 TICK_SECONDS = 0.1  # how often the time is looked at
-TRIAL_SECONDS = 1.5  # of wall time for a trial in a child: a machine under load still answers in under two
+TRIAL_SECONDS = 1.2  # of processor time for a trial in a child: a machine under load refuses nothing that is honest
+WAIT_SECONDS = 30.0  # of wall time for the same, in case the child should not run at all
 TRIAL_BYTES = 1 << 29  # memory that a trial may take on top of what the process has
 MAX_RATIO = 16  # longest text, in multiples of the conversation: JSON inside JSON doubles every quote
 MAX_EXTRA = 200_000  # characters that a template may write by itself: the longest system prompts have 20,000
@@ -97,16 +98,19 @@ def try_in_child(work: Callable[[], str]) -> str:
     if pid == 0:
         _child(work, write_end)
     os.close(write_end)
+    answer = ""
     try:
-        ready, _, _ = select.select([read_end], [], [], TRIAL_SECONDS)
-        if not ready:
-            return f"it ran for more than {TRIAL_SECONDS} seconds"
-        answer = os.read(read_end, 4096).decode(errors="replace")
-        return answer.removeprefix("done ") if answer.startswith("done ") else "it brought its process down"
+        if select.select([read_end], [], [], WAIT_SECONDS)[0]:
+            answer = os.read(read_end, 4096).decode(errors="replace")
+        else:
+            os.kill(pid, signal.SIGKILL)
     finally:
         os.close(read_end)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
+    if answer.startswith("done "):
+        return answer.removeprefix("done ")
+    out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGKILL)
+    return f"it ran for more than {TRIAL_SECONDS} seconds" if out_of_time else "it brought its process down"
 
 
 def _child(work: Callable[[], str], write_end: int) -> None:
@@ -118,6 +122,8 @@ def _child(work: Callable[[], str], write_end: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = used + TRIAL_BYTES if hard == resource.RLIM_INFINITY else min(hard, used + TRIAL_BYTES)
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, whatever it is in the middle of
+        signal.setitimer(signal.ITIMER_PROF, TRIAL_SECONDS)
         found = work()
     except MemoryError:
         found = f"it takes more than {TRIAL_BYTES >> 20} MiB of memory"

@@ -19,7 +19,7 @@ from tunesmith.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TRIED: dict[str, str] = {}  # by the hash of a template and its tokenizer's tokens: why it was stopped, or ""
+_TRIED: dict[str, str] = {}  # by the hash of a template: why it was stopped, or ""
 _INTERNALS = re.compile(r"__\w+__")  # the sandbox gives none of them out; a template that asks is not an honest one
 _CALL: Json = [{"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"a": "b"}}}]
 _TOOLS: Dicts = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}]
@@ -109,7 +109,7 @@ class Sandbox:
         """The first use of a template: in a child that can be killed."""
         if self._ready:
             return
-        key = hashlib.sha256(repr((self._source, sorted(self._special.items()))).encode()).hexdigest()
+        key = hashlib.sha256(self._source.encode()).hexdigest()
         internals = _INTERNALS.search(self._source)
         if internals is not None:
             raise self._stopped(OverLimit(f"it reaches for Python's internals, {internals[0]}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def test_a_hostile_template_is_an_error_within_two_seconds(name: str, tmp_path: 
     started = time.monotonic()
     with pytest.raises(TunesmithError):
         Renderer(byte_tokenizer(), ChatTemplate("evil", source), 100).trees(example(turns("q"), replies("a")))
-    assert time.monotonic() - started < 2.5  # 1.5 of it is the limit of the trial; the rest is a busy machine
+    # 1.2 seconds of processor time is the limit of the trial: under two by the clock, but for a busy machine.
+    assert time.monotonic() - started < (2 if os.getloadavg()[0] < 1 else 10)
     assert not canary.exists()
 
 
