@@ -98,9 +98,8 @@ def test_a_recipe_is_audited_stage_by_stage_and_commands_name_the_right_file(tmp
     assert found["leakage"].count == 2
     assert [mend.path for mend in found["leakage"].mends] == [two.path]
     assert found["duplicates"].fix.startswith(f"tunesmith data fix {two.path} --drop duplicates")
-    assert audit.parts[0].commands == [
-        f"tunesmith data fix {two.path} --drop leakage --against {held.path} --drop duplicates -o {tmp_path}/two.clean.jsonl"
-    ]
+    options = f"--drop leakage --against {held.path} --drop duplicates"
+    assert audit.parts[0].commands == [f"tunesmith data fix {two.path} {options} -o {tmp_path}/two.clean.jsonl"]
     facts = {fact.name: fact.value for fact in audit.parts[1].facts}
     kept, moved = int(facts["rows"].split(":")[0]), int(facts["compared with the held-out rows"].split()[0])
     assert kept + moved == 10
