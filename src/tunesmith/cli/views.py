@@ -82,7 +82,7 @@ def view_of(target: str, *, stage: str | None, model: str | None, template: str 
     source = source_of(target)
     open_source(source)  # a file that is not there is said before the tokenizer is loaded
     facts = [] if model else [f"No --model given: shown with the tokenizer of {QUICKSTART_MODEL}, a tiny one."]
-    facts.append("Without a recipe no row is too long.")
+    facts.append("No recipe, so no max_length: no row is too long here.")
     renderer = _renderer(Model(path=model or QUICKSTART_MODEL, chat_template=template), None, facts)
     return View(renderer, (source,), (), tuple(facts))
 

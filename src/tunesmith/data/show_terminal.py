@@ -51,9 +51,9 @@ def print_rows(console: Console, rows: Sequence[ShownRow]) -> None:
             _say(console, Text(f"\n--- {row.id}  {row.fate}"))
         for tree in row.trees:
             _print_tree(console, tree, titled=len(row.trees) > 1)
-        _say(console, Text(f"  format {row.format}: {row.format_reason}", style="dim"))
         for fact in row.facts():
             _say(console, Text(f"  {fact}", style="" if row.trees else "bold"))
+        _say(console, Text(f"  format {row.format}: {row.format_reason}", style="dim"))
 
 
 def has_colour(console: Console) -> bool:

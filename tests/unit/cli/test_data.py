@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import pytest
 
 from tests.unit.data.build import CHATML, byte_tokenizer
 from tunesmith.cli.main import main
-from tunesmith.recipe.models import Model
+from tunesmith.data.formats import FORMATS, decode_row, plan_format
+from tunesmith.data.types import Example, Row
+from tunesmith.recipe.models import Model, Source
 
 RECIPE = """\
 name: demo
@@ -254,3 +257,25 @@ def test_diff_of_a_run_and_a_file(command: Callable[..., Outcome]) -> None:
     shown = command("diff", "run", "a.jsonl")
     assert shown.code == 2
     assert "ledger" in shown.err
+
+
+# --- docs/data.md
+
+GUIDE = Path(__file__).parents[3] / "docs" / "data.md"
+
+
+def test_the_guides_examples_are_in_the_formats_it_says() -> None:
+    cells = re.findall(r"^\| `(\w+)` \| `(\{.*?\})`", GUIDE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(cells) == len(FORMATS)
+    for name, example in cells:
+        fields = json.loads(example)
+        row = Row("guide", fields, "")
+        plan = plan_format([row], Source(path="guide"))
+        assert plan.format == name
+        assert isinstance(decode_row(row, plan), Example), example
+
+
+def test_the_tests_that_the_guide_names_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)`", GUIDE.read_text(encoding="utf-8"))
+    assert named
+    assert [name for name in named if not (GUIDE.parents[1] / name).is_file()] == []
