@@ -126,6 +126,26 @@ def _truncated_gzip(folder: Path, recipe: dict[str, object]) -> None:
     _sft(recipe)["train"] = [{"path": str(folder / "sft.jsonl.gz")}]
 
 
+def _archive(folder: Path, recipe: dict[str, object]) -> None:
+    (folder / "sft.zip").write_bytes(b"PK")
+    _sft(recipe)["train"] = [{"path": str(folder / "sft.zip")}]
+
+
+def _empty_folder(folder: Path, recipe: dict[str, object]) -> None:
+    (folder / "my rows").mkdir()
+    (folder / "my rows/rows.xlsx").write_bytes(b"PK")
+    _sft(recipe)["train"] = [{"path": str(folder / "my rows")}]
+
+
+def _short_record(folder: Path, recipe: dict[str, object]) -> None:
+    (folder / "sft.csv").write_bytes(b"question,answer\na?,b\nc?\n")
+    _sft(recipe)["train"] = [{"path": str(folder / "sft.csv")}]
+
+
+def _mistyped_folder(folder: Path, recipe: dict[str, object]) -> None:
+    _sft(recipe)["train"] = [{"path": "model/sft"}]  # could be a data set's id, but there is a folder `model`
+
+
 CASES: list[tuple[Break, str]] = [
     (_absent, r"sft\.jsonl: .*no such file"),
     (_empty, r"sft\.jsonl: the file holds no rows"),
@@ -144,6 +164,10 @@ CASES: list[tuple[Break, str]] = [
     (_run_is_a_file, r"runs"),
     (_unknown_start, r"stages\[0\]\.start.*nothing-here"),
     (_truncated_gzip, r"sft\.jsonl\.gz.*damaged or cut off"),
+    (_archive, r"sft\.zip: archives are not read"),
+    (_empty_folder, r"my rows: no file here can be read(?s:.*)rows\.xlsx"),
+    (_short_record, r"sft\.csv:3: line: found 1 cells; wanted 2"),
+    (_mistyped_folder, r"model/sft: no such file"),
 ]
 
 

@@ -14,7 +14,6 @@ from tunesmith.data.sources.paths import SUFFIXES, resolve
 from tunesmith.data.sources.rows import (
     check_renames,
     empty_error,
-    found_renames,
     iter_rows,
     read_chunk,
     read_rows,
@@ -27,7 +26,6 @@ __all__ = [
     "check_renames",
     "content_sha",
     "empty_error",
-    "found_renames",
     "iter_rows",
     "open_source",
     "read_chunk",

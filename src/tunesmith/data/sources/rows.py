@@ -31,7 +31,7 @@ def iter_rows(source: Source) -> Iterator[Row | BadRow]:
     empty = True
     for raw in open_source(source).raw_chunks():
         rows = read_chunk(raw, source)
-        found |= found_renames(rows, source)
+        found |= _found_renames(rows, source)
         keys |= next((row.fields.keys() for row in rows if isinstance(row, Row)), set())
         empty = empty and not rows
         yield from rows
@@ -55,17 +55,6 @@ def read_rows(source: Source) -> list[Row]:
     return rows
 
 
-def found_renames(rows: Iterable[Row | BadRow], source: Source) -> frozenset[str]:
-    """The wanted names of `columns` that stand in some of these rows."""
-    missing = set(source.columns)
-    for row in rows:
-        if not missing:
-            break
-        if isinstance(row, Row):
-            missing -= row.fields.keys()
-    return frozenset(source.columns) - missing
-
-
 def check_renames(found: Collection[str], source: Source, keys: Iterable[str] = ()) -> None:
     """Raises DataError where a rename of the recipe found its column in no row of the source."""
     for wanted, column in source.columns.items():
@@ -81,6 +70,17 @@ def check_renames(found: Collection[str], source: Source, keys: Iterable[str] = 
 def empty_error(source: Source) -> DataError:
     """The refusal of a source without rows."""
     return DataError("the file holds no rows", where=source.path, remedy="Give a file with at least one row.")
+
+
+def _found_renames(rows: Iterable[Row | BadRow], source: Source) -> frozenset[str]:
+    """The wanted names of `columns` that stand in some of these rows."""
+    missing = set(source.columns)
+    for row in rows:
+        if not missing:
+            break
+        if isinstance(row, Row):
+            missing -= row.fields.keys()
+    return frozenset(source.columns) - missing
 
 
 def _bad_rows(bad: list[BadRow], total: int, source: Source) -> DataError:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tunesmith.data.sources.chunks import CHUNK_BYTES, TableChunk, table_chunk
+from tunesmith.data.sources.streams import BLOCK_BYTES
 from tunesmith.errors import DataError
 
 
@@ -20,9 +21,11 @@ def read_parquet(path: Path, name: str, num_rows: int, limit: int | None) -> Ite
     """Chunks of a Parquet file's rows. Raises DataError where it cannot be read."""
     first = 0
     try:
-        with pq.ParquetFile(path) as file:
+        # Without a buffer size, whole column chunks are read at once: often the file, since one row group is usual.
+        with pq.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
             check_columns(file.schema_arrow.names, name)
-            for batch in file.iter_batches(batch_size=min(num_rows, _rows_of_a_chunk(file.metadata))):
+            size = min(num_rows, _rows_of_a_chunk(file.metadata))
+            for batch in file.iter_batches(batch_size=size, use_threads=False):
                 table = pa.Table.from_batches([batch])
                 if limit is not None:
                     table = table.slice(0, limit - first)
