@@ -174,7 +174,7 @@ def _audit_recipe(target: str, *, heldout: Sequence[str], against: Sequence[str]
     if heldout:
         raise RecipeError("--heldout is for a file; a recipe's stages name their own held-out rows", where=target)
     from tunesmith.data.audit import Measure, audit_recipe, token_counter
-    from tunesmith.pipeline.prepare import stage_renderer
+    from tunesmith.data.prepare import stage_renderer
 
     chosen = recipe.model if model is None else recipe.model.model_copy(update={"path": model})
     tokenizer, template, _ = tokenizer_and_template(chosen)

@@ -114,8 +114,8 @@ def _stage(recipe: Recipe, name: str | None) -> Stage:
 
 def _renderer(model: Model, stage: Stage | None, facts: list[str]) -> Renderer:
     """The renderer of a stage, or one without limits; what it is like is added to the facts."""
+    from tunesmith.data.prepare import stage_renderer
     from tunesmith.data.render import Renderer
-    from tunesmith.pipeline.prepare import stage_renderer
 
     tokenizer, template, said = tokenizer_and_template(model)
     facts += said
