@@ -182,11 +182,11 @@ def moved(same: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         ends[length : length + 1] = [two]
         lengths.append(length)
     kept = set()
-    wanted, limit = len(ends) - 1, float("inf")
+    wanted = len(ends) - 1
     for place in range(len(same) - 1, -1, -1):
-        if lengths[place] == wanted and same[place][1] < limit:
+        if lengths[place] == wanted:  # of those of one length the last is the smallest, so it precedes what follows
             kept.add(place)
-            wanted, limit = wanted - 1, same[place][1]
+            wanted -= 1
     return [pair for place, pair in enumerate(same) if place not in kept]
 
 

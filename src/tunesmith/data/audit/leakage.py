@@ -26,7 +26,7 @@ from tunesmith.data.types import Example
 NGRAM_WORDS = 13
 MAX_ROWS_OF_NGRAM = 10
 CHUNK = 2048
-SAME, NEAR, PASSAGE = "same prompt as", "nearly the same as", f"{NGRAM_WORDS} words in a row shared with"
+WAYS = SAME, NEAR, PASSAGE = "same prompt as", "nearly the same as", f"{NGRAM_WORDS} words in a row shared with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,13 @@ def leakage(subject: Subject) -> list[Finding]:
         if not found:
             continue
         first: dict[int, Leak] = {}
-        for leak in sorted(found, key=lambda leak: (SAME, NEAR, PASSAGE).index(leak.how)):
+        for leak in sorted(found, key=lambda leak: WAYS.index(leak.how)):
             first.setdefault(leak.place, leak)
         ways = [leak.how for leak in first.values()]
         words = ((SAME, "the same prompt"), (NEAR, "nearly the same text"), (PASSAGE, f"{NGRAM_WORDS} words in a row"))
         said = ", ".join(f"{word} {ways.count(way):,}" for way, word in words if way in ways)
         rows = "held-out rows" if name == HELDOUT else f"rows of {name}"
-        places = sorted(first)
+        places = sorted(first, key=lambda place: (WAYS.index(first[place].how), place))  # the surest first
         findings.append(
             Finding(
                 kind="leakage",
@@ -91,10 +91,10 @@ def _hit(subject: Subject, side: Sequence[Example], leak: Leak) -> Hit:
 
 
 def _mends(subject: Subject, name: str, trained: set[int]) -> tuple[Mend, ...]:
-    """Leaves out the training rows; rows that `heldout_fraction` set aside have no file of their own to name."""
+    """Leaves out the training rows; those that `heldout_fraction` set aside come from the same file."""
     paths = subject.heldout_paths if name == HELDOUT else [name]
     against = "".join(f" --against {shlex.quote(path)}" for path in paths)
-    return subject.mends(f"--drop leakage{against}", sorted(trained)) if against else ()
+    return subject.mends(f"--drop leakage{against}" if against else "--drop near-duplicates", sorted(trained))
 
 
 def _same_prompt(subject: Subject, side: Sequence[Example]) -> Iterator[tuple[int, int]]:

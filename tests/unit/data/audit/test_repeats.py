@@ -49,6 +49,15 @@ def test_jaccard_by_hand() -> None:
     assert len(words.shingles("a b")) == 1  # shorter than a shingle: the whole text is one
 
 
+def test_a_pair_just_below_the_threshold_is_none() -> None:
+    # Three of 49 words, far from each other: 9 of 47 shingles go and 9 come, 38 / 56 = 0.68.
+    edited = PROSE.replace("lighthouse", "mill").replace("boats", "carts").replace("hill", "tower")
+    words = Words()
+    assert round(jaccard(words.shingles(PROSE), words.shingles(edited)), 2) == 0.68
+    assert near_pairs([PROSE, edited], words) == []
+    assert len(near_pairs([PROSE, edited], words, threshold=0.65)) == 1
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.sampled_from("red green blue one two".split()), max_size=8), max_size=12))
 def test_near_pairs_are_never_false_and_equal_texts_always_meet(texts: list[list[str]]) -> None:

@@ -105,6 +105,16 @@ def test_a_recipe_is_audited_stage_by_stage_and_commands_name_the_right_file(tmp
     assert kept + moved == 10
 
 
+def test_commands_name_the_right_file_after_a_fraction_was_held_out(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", questions(10))
+    two = write(tmp_path / "two.jsonl", [*questions(30, 10), *questions(30, 10)])
+    stage = SftStage(name="sft", train=[one, two], heldout_fraction=0.5)
+    audit = audit_recipe(Recipe(name="demo", model=Model(path="x"), stages=[stage]))
+    (found,) = [finding for finding in audit.findings if finding.kind == "duplicates"]
+    assert [mend.path for mend in found.mends] == [two.path]
+    assert all(Path(two.path).name in row_id for row_id in found.ids)
+
+
 @needs_data
 @pytest.mark.parametrize(
     ("name", "expected"),
