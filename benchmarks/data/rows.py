@@ -2,8 +2,8 @@
 
 In: the folder of real data, a count, a kind. Out: a file. Must not know: who reads it.
 
-Every repetition of a row gets a number of its own in its first question, so that no two rows are equal and nobody's
-cache of texts helps.
+Every turn of every repetition begins with a number of its own, so that no two texts are equal and nobody's cache of
+texts helps.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def messages(shared: Path) -> list[list[dict[str, str]]]:
-    """Conversations of one to seven questions, from the pairs with several turns and the unpaired feedback."""
+    """Every real file that holds plain answers, as messages: single questions, and up to seven of them."""
     found = [row["messages"] for row in json.loads((shared / "pref" / "kto_en_demo.json").read_text())]
+    for row in json.loads((shared / "sft" / "alpaca_en_demo.json").read_text()):
+        question = "\n\n".join(filter(None, (row["instruction"], row["input"])))
+        found.append([{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}])
+    with (shared / "sft" / "v1_sft_demo.jsonl").open() as lines:
+        for line in lines:
+            turns = json.loads(line)["messages"]
+            found.append([{"role": turn["role"], "content": turn["content"][0]["value"]} for turn in turns])
     for row in json.loads((shared / "pref" / "dpo_en_demo.json").read_text()):
         turns = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
         found.append([*turns, {"role": "assistant", "content": row["chosen"]["value"]}])
@@ -50,13 +57,11 @@ def perturbed(kind: str, shared: Path) -> Iterator[dict[str, object]]:
         for number, row in enumerate(cycle(messages(shared))):
             yield {"messages": _numbered(row, number)}
     for number, pair in enumerate(cycle(pairs(shared))):
-        yield pair | {"prompt": _numbered(pair["prompt"], number)}
+        yield {name: _numbered(turns, number) for name, turns in pair.items()}
 
 
 def _numbered(turns: list[dict[str, str]], number: int) -> list[dict[str, str]]:
-    first = next(place for place, turn in enumerate(turns) if turn["role"] == "user")
-    text = f"({number}) {turns[first]['content']}"
-    return [turn | {"content": text} if place == first else turn for place, turn in enumerate(turns)]
+    return [turn | {"content": f"({number}.{place}) {turn['content']}"} for place, turn in enumerate(turns)]
 
 
 def write_rows(path: Path, kind: str, *, shared: Path, num_rows: int = 0, num_bytes: int = 0) -> int:

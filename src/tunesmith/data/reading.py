@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 
 from tunesmith.data.build import StageBuild
-from tunesmith.data.formats import MAX_SHOWN, FormatPlan, mixed_error, plan_format, unread_columns
+from tunesmith.data.formats import MAX_SHOWN, Feedback, FormatPlan, mixed_error, plan_format, unread_columns
 from tunesmith.data.formats.detect import PAIRS
 from tunesmith.data.ledger import Split
 from tunesmith.data.notes import histogram
@@ -41,6 +41,7 @@ class _SourceFigures:
     notices: Counter[str] = field(default_factory=Counter)
     keys: set[str] = field(default_factory=set)
     num_joined: int = 0
+    feedback: Feedback = field(default_factory=Feedback)
 
     @property
     def is_mixed(self) -> bool:
@@ -125,6 +126,7 @@ class StageReader:
         figures.notices += result.notices
         figures.keys |= result.keys
         figures.num_joined += result.num_joined
+        figures.feedback.merge(result.feedback)
         figures.num_bad += len(result.bad)
         figures.shown += result.bad[: MAX_SHOWN - len(figures.shown)]
         if result.stops:
@@ -155,6 +157,7 @@ class StageReader:
             self.notes.append(
                 f"{source.path}: {figures.num_joined} rows: two turns of one speaker in a row became one."
             )
+        self.notes += [_at(source.path, note) for note in figures.feedback.notes()]
         self.notes += [f"{source.path}: {count} rows: {text}." for text, count in sorted(figures.notices.items())]
 
     def _refuse_bad(self, figures: _SourceFigures, plan: FormatPlan, source: Source, *, ceiling: bool = False) -> None:
@@ -172,6 +175,12 @@ def _bad_error(shown: Sequence[BadRow], num_bad: int, num_rows: int, where: str,
     lines = [f"  {bad_line(bad)}" for bad in shown]
     more = [f"  ... and {num_bad - len(shown)} more"] if num_bad > len(shown) else []
     return DataError("\n".join([f"{num_bad} of {num_rows} rows {what}:", *lines, *more]), where=where, remedy=remedy)
+
+
+def _at(path: str, note: str) -> str:
+    """A note with its source; the word that calls for attention stays in front."""
+    warning = "WARNING: "
+    return f"{warning}{path}: {note.removeprefix(warning)}" if note.startswith(warning) else f"{path}: {note}"
 
 
 def bad_line(bad: BadRow) -> str:

@@ -10,11 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from tunesmith.data.examples import example_line
-from tunesmith.data.formats import DegenerateRow, FormatPlan, decode_row, kind_of
+from tunesmith.data.formats import DegenerateRow, Feedback, FormatPlan, decode_row, feedback_of, kind_of
 from tunesmith.data.formats.transcripts import JOINED
 from tunesmith.data.render import Rendered, Renderer
 from tunesmith.data.sources import RawChunk, read_chunk
@@ -64,12 +61,12 @@ class ChunkResult:
     fates: Fates
     packed: Packed
     bad: list[BadRow]
-    bad_places: npt.NDArray[np.int64]
     stops: list[BadRow]
     kinds: Counter[FormatName | None]
     notices: Counter[str]
     keys: frozenset[str]
     num_joined: int
+    feedback: Feedback
 
 
 def process(task: Task, renderer: Renderer) -> ChunkResult:
@@ -78,21 +75,19 @@ def process(task: Task, renderer: Renderer) -> ChunkResult:
     kinds = Counter(kind_of(row.fields) for row in rows if isinstance(row, Row))
     keys = frozenset(key for row in rows if isinstance(row, Row) for key in row.fields)
     if task.count_only:
-        return ChunkResult(Fates(), pack([]), [], np.zeros(0, np.int64), [], kinds, Counter(), keys, 0)
+        return ChunkResult(Fates(), pack([]), [], [], kinds, Counter(), keys, 0, Feedback())
     decoded = [decode_row(row, task.plan) if isinstance(row, Row) else row for row in rows]
     examples = [each for each in decoded if isinstance(each, Example)]
     rendered = iter(renderer.render_many(examples, sanitize=task.source.sanitize))
     fates, trees, stops = Fates(), list[Tree](), list[BadRow]()
     bad: list[BadRow] = []
-    places: list[int] = []
     notices: Counter[str] = Counter()
-    for place, each in enumerate(decoded):
+    for each in decoded:
         if isinstance(each, DegenerateRow):
             _enter(fates, each.row.id, each.row.sha, reason=each.reason)
             continue
         if isinstance(each, BadRow):
             bad.append(each)
-            places.append(place)
             _enter(fates, each.id, each.sha, reason=f"malformed: {each.field}: found {each.found}")
             continue
         result = next(rendered)
@@ -103,9 +98,9 @@ def process(task: Task, renderer: Renderer) -> ChunkResult:
             stops.append(malformed)  # too long, and the recipe says `too_long: stop`
         elif malformed is not None:
             bad.append(malformed)
-            places.append(place)
     joined = sum(JOINED in example.tags for example in examples)
-    return ChunkResult(fates, pack(trees), bad, np.array(places, np.int64), stops, kinds, notices, keys, joined)
+    feedback = feedback_of(examples)
+    return ChunkResult(fates, pack(trees), bad, stops, kinds, notices, keys, joined, feedback)
 
 
 def _enter(fates: Fates, row_id: str, sha: str, *, reason: str) -> None:

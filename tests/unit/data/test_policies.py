@@ -90,6 +90,16 @@ def test_sources_are_drawn_by_weight(tmp_path: Path) -> None:
     assert prepare(one, train=sources).train[3].sha() == prepared.train[3].sha()
 
 
+def test_scores_that_contradict_the_choice_are_said(tmp_path: Path) -> None:
+    """F32."""
+    pair: dict[str, Json] = {"prompt": "q", "chosen": "a", "rejected": "b", "score_rejected": 2}
+    rows: list[Json] = [pair | {"score_chosen": score, "chosen": f"a{score}"} for score in (1, 2, 3)]
+    path = write_jsonl(tmp_path / "a.jsonl", *rows)
+    notes = prepare(path, "dpo").notes
+    assert f"WARNING: {path}: 1 of 3 pairs have equal scores." in notes
+    assert f"WARNING: {path}: 1 of 3 pairs give the rejected answer the higher score." in notes
+
+
 def test_lengths_and_a_good_max_length_are_said(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", *(qa(number, "word " * 20) for number in range(300)), qa(300, "w " * 600))
     (note,) = (note for note in prepare(path, r=renderer(CHATML, max_length=200)).notes if note.startswith("lengths"))

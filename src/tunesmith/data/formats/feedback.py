@@ -33,6 +33,14 @@ class Feedback:
             self.num_ties += example.scores[0] == example.scores[1]
             self.num_reversed += example.scores[0] < example.scores[1]
 
+    def merge(self, other: Feedback) -> None:
+        """Counts another part of the file in."""
+        self.num_desirable += other.num_desirable
+        self.num_undesirable += other.num_undesirable
+        self.num_scored_pairs += other.num_scored_pairs
+        self.num_ties += other.num_ties
+        self.num_reversed += other.num_reversed
+
     def notes(self) -> list[str]:
         """Warnings, each with its numbers."""
         notes = []
