@@ -147,10 +147,10 @@ def _not_written(codec: Codec, draft: Draft) -> RowError | None:
 # --- trees
 
 
-def to_tree(codec: Codec, draft: Draft, sanitize: bool, notices: Notices, stops: Callable[[], Sequence[int]]) -> Tree:
+def to_tree(codec: Codec, draft: Draft, sanitize: bool, notices: Notices, ends: Callable[[int], bool]) -> Tree:
     """The tree of a checked draft. Raises RowError where an invariant does not hold.
 
-    `stops` are the ids at which generation stops: every trained turn must end by one of them.
+    `ends` says whether generation stops at a token: every trained turn must end by such a one.
     """
     if draft.error is not None:
         raise draft.error
@@ -163,7 +163,7 @@ def to_tree(codec: Codec, draft: Draft, sanitize: bool, notices: Notices, stops:
     branches = []
     for parts, pieces in zip(draft.layout.branches, draft.branches, strict=True):
         for part, piece in zip(parts, pieces, strict=True):
-            if part.trained and piece[-1] not in stops():
+            if part.trained and not ends(piece[-1]):
                 raise RowError(f"a turn ends by token {piece[-1]}, at which generation would not stop", fatal=True)
         ids = np.array([token_id for piece in pieces for token_id in piece], dtype=np.int32)
         trained = np.repeat([part.trained for part in parts], [len(piece) for piece in pieces])

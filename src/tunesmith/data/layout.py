@@ -150,7 +150,8 @@ def _shown(shape: TurnShape, before: str, message: Message, later: str) -> _Turn
 
 def _forms(content: str) -> tuple[str, ...]:
     """The text as it is, and with white space taken from its ends, as templates do."""
-    return tuple(dict.fromkeys((content, content.rstrip(), content.lstrip(), content.strip())))
+    ends = (content, content.rstrip("\n"), content.rstrip())
+    return tuple(dict.fromkeys(form for end in ends for form in (end, end.lstrip("\n"), end.lstrip())))
 
 
 def _turn(scribe: Scribe, history: Conversation, answer: Message, before: str) -> _Turn:

@@ -275,7 +275,9 @@ class Renderer:
 
     def _least_tokens(self, layout: Layout) -> int:
         longest = max(sum(len(part.text) for part in parts) for parts in layout.branches)
-        return self.codec.min_tokens(len(layout.prompt) + longest)
+        num_chars = len(layout.prompt) + longest
+        surely_fewer = num_chars <= SURELY_LONGER * self.max_length  # a token is a character or more
+        return 0 if surely_fewer else self.codec.min_tokens(num_chars)
 
     # --- tokens
 
@@ -310,7 +312,11 @@ class Renderer:
         return Rendered(trees, notices=tuple(sorted(notices)), num_tokens=num_tokens)
 
     def _tree(self, draft: Draft, sanitize: bool, notices: Notices) -> Tree:
-        return to_tree(self.codec, draft, sanitize, notices, lambda: self.stop_ids)
+        return to_tree(self.codec, draft, sanitize, notices, self._ends)
+
+    def _ends(self, token_id: int) -> bool:
+        """Whether generation stops at this token; turns of calls may end by one of their own."""
+        return token_id == self.shape.stop_id or token_id in self.stop_ids
 
     def _notice_bos(self, row: _Row, trees: Sequence[Tree], notices: Notices) -> None:
         head = self.codec.head_ids

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -28,6 +29,9 @@ MARK = "\ufdd0"  # a Unicode noncharacter: never assigned, so no text means anyt
 KEPT = 1024  # stretches remembered from chunk to chunk: system prompts, tools, headers of turns
 KEPT_CHARS = 20_000
 ANCHORS = ("\n", "|", "0")  # texts to tokenize before a continuation where the tokenizer adds a space at every start
+
+
+_LONGEST: WeakKeyDictionary[PreTrainedTokenizerBase, int] = WeakKeyDictionary()  # characters of the longest token
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +334,9 @@ class Codec:
 
     @cached_property
     def _longest_token(self) -> int:
-        return max(len(token) for token in self.tokenizer.get_vocab())
+        if self.tokenizer not in _LONGEST:
+            _LONGEST[self.tokenizer] = max(map(len, self.tokenizer.get_vocab()))
+        return _LONGEST[self.tokenizer]
 
 
 def says(decoded: str, text: str) -> bool:
