@@ -66,13 +66,13 @@ def show(
     from rich.text import Text
 
     from tunesmith.data.show_html import rows_page
-    from tunesmith.data.show_terminal import print_rows
+    from tunesmith.data.show_terminal import harmless, print_rows
     from tunesmith.runs.atomic import write_text
 
     rows = _shown_rows(view, row, num_rows)
     console = Console()
     for fact in view.facts:
-        console.print(Text(fact, style="dim"), soft_wrap=not console.is_terminal)
+        console.print(Text(harmless(fact), style="dim"), soft_wrap=not console.is_terminal)
     print_rows(console, rows)
     if html is not None:
         write_text(html, rows_page(rows, title=target, facts=view.facts))

@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.data.show import Cell, ShownBranch, ShownRow, ShownTree
+from tunesmith.data.show import Cell, ShownBranch, ShownRow, ShownTree, visible
 
 SIDE_BY_SIDE = 100  # columns; below it each answer gets the whole width
 # Two shades of each, in turn, so that the edges of tokens show.
@@ -43,16 +43,16 @@ def print_rows(console: Console, rows: Sequence[ShownRow]) -> None:
     colour = has_colour(console)
     _say(console, legend(console))
     for row in rows:
-        head = Text.assemble((row.id, "bold"), "  ", (row.fate, FATES[row.fate]))
+        head = Text.assemble((harmless(row.id), "bold"), "  ", (row.fate, FATES[row.fate]))
         if colour:
             console.print()
             console.print(Rule(head, align="left", style="dim"))
         else:
-            _say(console, Text(f"\n--- {row.id}  {row.fate}"))
+            _say(console, Text(f"\n--- {harmless(row.id)}  {row.fate}"))
         for tree in row.trees:
             _print_tree(console, tree, titled=len(row.trees) > 1)
         for fact in row.facts():
-            _say(console, Text(f"  {fact}", style="" if row.trees else "bold"))
+            _say(console, Text(f"  {harmless(fact)}", style="" if row.trees else "bold"))
         _say(console, Text(f"  format {row.format}: {row.format_reason}", style="dim"))
 
 
@@ -72,6 +72,11 @@ def legend(console: Console) -> Text:
     return Text(f"{trained}  {control}  the rest is context, read and not trained")
 
 
+def harmless(text: str) -> str:
+    """A file name or a reason, which may quote a row, without anything that a terminal would obey."""
+    return visible(text, before="|", after="|")
+
+
 def _say(console: Console, text: Text) -> None:
     """One paragraph; folded by a terminal, left whole in a pipe."""
     console.print(text, soft_wrap=not console.is_terminal)
@@ -79,7 +84,7 @@ def _say(console: Console, text: Text) -> None:
 
 def _print_tree(console: Console, tree: ShownTree, *, titled: bool) -> None:
     if titled:
-        _say(console, Text(tree.id, style="bold"))
+        _say(console, Text(harmless(tree.id), style="bold"))
     if len(tree.branches) == 1:  # one flow, as the model reads it
         (branch,) = tree.branches
         if branch.label != "answer":

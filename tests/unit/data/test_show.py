@@ -211,6 +211,8 @@ def test_a_row_cannot_steer_the_terminal(tmp_path: Path) -> None:
     text = plain(shown(tmp_path, chat("\x1b]0;owned\x07 [bold]x[/bold]", "\x1b[2Jgone \x9b1m")))
     assert not set(text) & {"\x1b", "\x07", "\x9b"}
     assert "[bold]x[/bold]" in text
+    quoted = ShownRow("\x1b[2J.jsonl:1", "text", "why", "malformed", "text: found \x9b1m; wanted a string")
+    assert not set(plain([quoted])) & {"\x1b", "\x9b"}
 
 
 def test_an_ascii_terminal_gets_ascii(tmp_path: Path) -> None:
