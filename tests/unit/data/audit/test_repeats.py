@@ -21,7 +21,7 @@ def test_rows_that_differ_in_the_answer_are_no_duplicates() -> None:
 
 
 def test_near_duplicates_are_grouped_and_the_first_is_kept() -> None:
-    edited = PROSE.replace("herring", "cod")  # one of 49 words: 3 of 47 shingles go, 3 come: 44 / 50 = 0.88
+    edited = PROSE.replace("herring", "cod")  # one of 51 words: 3 of 49 shingles go, 3 come: 46 / 52 = 0.88
     rows = [*clean(3), sft(3, "Tell me.", PROSE), sft(4, "Tell me.", edited), sft(5, "Tell me.", PROSE + " Truly.")]
     found = only(near_duplicates(subject(rows)))
     assert lines(found) == [5, 6]
@@ -50,10 +50,10 @@ def test_jaccard_by_hand() -> None:
 
 
 def test_a_pair_just_below_the_threshold_is_none() -> None:
-    # Three of 49 words, far from each other: 9 of 47 shingles go and 9 come, 38 / 56 = 0.68.
-    edited = PROSE.replace("lighthouse", "mill").replace("boats", "carts").replace("hill", "tower")
+    # Three of 51 words, far from each other: 9 of 49 shingles go and 9 come, 40 / 58 = 0.69.
+    edited = PROSE.replace("lighthouse", "mill").replace("boats", "carts").replace("price", "cost")
     words = Words()
-    assert round(jaccard(words.shingles(PROSE), words.shingles(edited)), 2) == 0.68
+    assert jaccard(words.shingles(PROSE), words.shingles(edited)) == 40 / 58
     assert near_pairs([PROSE, edited], words) == []
     assert len(near_pairs([PROSE, edited], words, threshold=0.65)) == 1
 
