@@ -6,7 +6,7 @@ In: the file, or a table that lies in a memory map. Out: chunks of rows. Must no
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,27 +19,29 @@ from tunesmith.errors import DataError
 
 def read_parquet(path: Path, name: str, num_rows: int, limit: int | None) -> Iterator[TableChunk]:
     """Chunks of a Parquet file's rows. Raises DataError where it cannot be read."""
-    first = 0
     try:
         # Without a buffer size, whole column chunks are read at once: often the file, since one row group is usual.
         with pq.ParquetFile(path, buffer_size=BLOCK_BYTES, pre_buffer=False) as file:
             check_columns(file.schema_arrow.names, name)
             size = min(num_rows, _rows_of_a_chunk(file.metadata))
-            for batch in file.iter_batches(batch_size=size, use_threads=False):
-                table = pa.Table.from_batches([batch])
-                if limit is not None:
-                    table = table.slice(0, limit - first)
-                if table.num_rows:
-                    yield table_chunk(table, name, first)
-                first += table.num_rows
-                if first == limit:
-                    return
+            yield from _chunks(file.iter_batches(batch_size=size, use_threads=False), name, limit)
     except pa.ArrowException as error:
         raise DataError(
             f"not a readable Parquet file: {error}", where=name, remedy="Copy or download the file again."
         ) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", where=name) from error
+
+
+def _chunks(batches: Iterable[pa.RecordBatch], name: str, limit: int | None) -> Iterator[TableChunk]:
+    first = 0
+    for batch in batches:
+        table = pa.Table.from_batches([batch if limit is None else batch.slice(0, limit - first)])
+        if table.num_rows:
+            yield table_chunk(table, name, first)
+        first += table.num_rows
+        if first == limit:
+            return
 
 
 def check_columns(names: list[str], where: str) -> None:
