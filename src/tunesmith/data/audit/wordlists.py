@@ -45,11 +45,13 @@ PLACEHOLDERS = re.compile(
     r"(?<!\$)\{\{\s{0,4}[A-Za-z_][\w .-]{0,39}\s{0,4}\}\}"  # {{name}}
     r"|<(?i:insert|your|enter)[ _-][^<>\n]{1,60}>"  # <INSERT NAME HERE>
     r"|\[(?i:your|insert|company|recipient|customer|client|sender|employer)(?:'s)?[ _-][^\[\]\n.!?]{1,40}\](?!\()"
-    r"|\[(?i:name|date|time|address|city|company|e-?mail|phone(?: number)?|title|url|link)\](?!\()"
+    r"|(?!\[(?:EMAIL|PHONE)\])"
+    r"\[(?i:name|date|time|address|city|company|e-?mail|phone(?: number)?|title|url|link)\](?!\()"
     r"|(?<![\w$\\{'\"(])\{(?:name|user|user_?name|first_name|last_name|company|date|input|question|answer|prompt)\}(?!\})"
     r"|\bTODO: |\bLorem ipsum\b"
 )
-"""Gaps that a template left for somebody to fill in. `[name](address)` is a link, `f"{name}"` is code."""
+"""Gaps that a template left for somebody to fill in. `[name](address)` is a link, `f"{name}"` is code, and
+`[EMAIL]` is what `data fix --mask` wrote."""
 
 PLACEHOLDER_SIGN = re.compile(r"[{\[<]|TODO|Lorem")
 # UTF-8 read as Latin-1 or Windows-1252, and characters that were lost on the way.

@@ -154,7 +154,7 @@ def test_placeholders_are_found(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["f'{name}' and {'name': 1}", "${{ secrets.TOKEN }}", "[title](http://x)", "{x}", "a <b> c", "[1] [citation]",
-     "print(f\"{user}\")", "{}", "\\frac{date}{2}"],
+     "call [PHONE] or [EMAIL]",      "print(f\"{user}\")", "{}", "\\frac{date}{2}"],
 )  # fmt: skip
 def test_code_and_links_are_no_placeholders(text: str) -> None:
     assert placeholder(sft(0, "?", text)) == ""
