@@ -156,6 +156,8 @@ class StageBuild:
         side.content_keys.append(np.array(fates.content_keys, np.uint64)[rows & kept])
         side.prompt_keys.append(np.array(fates.prompt_keys, np.uint64)[rows & kept])
         for place in np.flatnonzero(rows & ~kept).tolist():
+            if reasons[place] == REPEATED:
+                continue  # merged, which is no loss
             kind, _, detail = reasons[place].partition(":")
             side.dropped[kind] += 1
             if kind.startswith("longer than"):

@@ -27,6 +27,7 @@ from tunesmith.recipe.models import CompletionStage, DpoStage, FormatName, SftSt
 
 StageRecipe = SftStage | CompletionStage | DpoStage
 Tell = Callable[[str], None]
+NUM_ALIKE = 2  # rows with the same trouble that get a line each
 TOLD_ROWS = 100_000  # rows between two lines of progress
 
 
@@ -172,9 +173,26 @@ class StageReader:
 
 
 def _bad_error(shown: Sequence[BadRow], num_bad: int, num_rows: int, where: str, what: str, remedy: str) -> DataError:
-    lines = [f"  {bad_line(bad)}" for bad in shown]
+    lines = list(_grouped(shown))
     more = [f"  ... and {num_bad - len(shown)} more"] if num_bad > len(shown) else []
     return DataError("\n".join([f"{num_bad} of {num_rows} rows {what}:", *lines, *more]), where=where, remedy=remedy)
+
+
+def _grouped(shown: Sequence[BadRow]) -> Iterator[str]:
+    """A line a row; rows with one and the same trouble share a line from the third on."""
+    alike: dict[tuple[str, str, str], list[BadRow]] = {}
+    for bad in shown:
+        alike.setdefault((bad.field, bad.found, bad.wanted), []).append(bad)
+    for rows in alike.values():
+        yield from (f"  {bad_line(bad)}" for bad in (rows if len(rows) <= NUM_ALIKE else rows[:1]))
+        if len(rows) > NUM_ALIKE:
+            yield f"    the same in {', '.join(_place(bad.id) for bad in rows[1:])}"
+
+
+def _place(row_id: str) -> str:
+    """`file.json[7]` as `[7]`, `file.jsonl:7` as `:7`: the file stands in the line above."""
+    cut = row_id.rfind("[") if row_id.endswith("]") else row_id.rfind(":")
+    return row_id[cut:] if cut > 0 else row_id
 
 
 def _at(path: str, note: str) -> str:

@@ -42,8 +42,18 @@ def test_twenty_bad_rows_are_enough_to_stop(tmp_path: Path) -> None:
     rows: list[Json] = [{"question": number, "answer": "a"} for number in range(3000)]
     path = write_jsonl(tmp_path / "a.jsonl", qa(1), *rows)
     text = refusal(path)
-    assert text.count("wanted a string") == 20
+    assert text.count("wanted a string") == 20  # each found another number, so each has its line
     assert "1023 of 1024 rows do not fit" in text  # the first chunk: the rest is not read
+
+
+def test_rows_with_the_same_trouble_share_a_line(tmp_path: Path) -> None:
+    rows: list[Json] = [{"question": "q"}] * 4
+    path = write_jsonl(tmp_path / "a.jsonl", qa(1), *rows, {"question": 3, "answer": "a"})
+    assert refusal(path).splitlines()[1:4] == [
+        f"  {path}:2: answer: found no such key; wanted a string",
+        "    the same in :3, :4, :5",
+        f"  {path}:6: question: found 3; wanted a string",
+    ]
 
 
 def test_a_mixed_file_is_refused_with_the_counts_of_the_whole_file(tmp_path: Path) -> None:
