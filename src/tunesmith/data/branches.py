@@ -26,6 +26,21 @@ Notices = set[str]
 Piece = list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An example's trees, or the error that it gave; and what was noticed on the way.
+
+    `trimmed` says what was left out so that it fits, "" for nothing; `num_tokens` is the length before that
+    (prompt and longest answer; 0 where it is not known).
+    """
+
+    trees: tuple[Tree, ...] = ()
+    error: RowError | None = None
+    notices: tuple[str, ...] = ()
+    trimmed: str = ""
+    num_tokens: int = 0
+
+
 @dataclass(slots=True)
 class Draft:
     """A tree on its way: the ids of its prompt and of each part of each branch; `merged`: tokenized one by one."""

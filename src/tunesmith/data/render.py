@@ -23,6 +23,7 @@ from tunesmith.data.branches import (
     SPELLED,
     Draft,
     Notices,
+    Rendered,
     check_drafts,
     checked,
     draft_of,
@@ -54,21 +55,6 @@ __all__ = ["MERGED", "NO_BOS", "RAW_CONTROL", "SPELLED", "SPLIT", "Rendered", "R
 
 SPLIT = "the template rewrites earlier turns: the conversation became one tree for each answer"
 NO_BOS = "the template writes no BOS token, though the tokenizer's own call does: inference sees none either"
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """An example's trees, or the error that it gave; and what was noticed on the way.
-
-    `trimmed` says what was left out so that it fits, "" for nothing; `num_tokens` is the length before that
-    (prompt and longest answer; 0 where it is not known).
-    """
-
-    trees: tuple[Tree, ...] = ()
-    error: RowError | None = None
-    notices: tuple[str, ...] = ()
-    trimmed: str = ""
-    num_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
