@@ -45,9 +45,9 @@ def start(folder: Path) -> int:
         os._exit(1)
 
 
-def wait_for(folder: Path, pid: int, draw: random.Random) -> None:
+def wait_for(folder: Path, pid: int, draw: random.Random, longest_seconds: float) -> None:
     """Until the instant of the kill: in half of the cases while a save is under way."""
-    time.sleep(draw.uniform(0.0, 1.0))
+    time.sleep(draw.uniform(0.0, longest_seconds))
     if draw.random() < 0.5:
         end = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < end and not in_save(folder, pid):
@@ -60,13 +60,13 @@ def in_save(folder: Path, pid: int) -> bool:
     return any(folder.glob(f"checkpoints/.tmp-*-{pid}"))
 
 
-def soak(folder: Path, num_kills: int, seed: int) -> dict[str, object]:
-    """Kill `num_kills` times, then let it end. `lost`: times at which a checkpoint had been and none was whole."""
+def soak(folder: Path, num_kills: int, seed: int, whole_seconds: float) -> dict[str, object]:
+    """Kill `num_kills` times, each within a quarter of a whole run's time, then let it end. `lost`: times at which a checkpoint had been and none was whole."""
     draw = random.Random(seed)
     kills, lost, in_saves, largest_step = 0, 0, 0, 0
     while kills < num_kills:
         pid = start(folder)
-        wait_for(folder, pid, draw)
+        wait_for(folder, pid, draw, min(1.0, whole_seconds / 4))
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status):
@@ -87,6 +87,9 @@ def soak(folder: Path, num_kills: int, seed: int) -> dict[str, object]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
+    begin = time.monotonic()
     _, code = os.waitpid(start(root / "whole"), 0)
-    found = soak(root / "killed", int(sys.argv[2]), int(sys.argv[3])) if code == 0 else {"error": "no whole run"}
+    seconds = time.monotonic() - begin
+    kills, seed = int(sys.argv[2]), int(sys.argv[3])
+    found = soak(root / "killed", kills, seed, seconds) if code == 0 else {"error": "no whole run"}
     print(json.dumps(found))

@@ -22,7 +22,7 @@ from tunesmith.data.types import Branch, Tree
 from tunesmith.engine.attention import ordinary_attention
 from tunesmith.engine.engine import Backend, Engine
 from tunesmith.engine.plain import plain_logprobs
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, ResourceError
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference in a token's log-prob over the largest log-prob: some hundred roundings of the type."""
@@ -101,6 +101,16 @@ def _leak(engine: Engine, trees: Sequence[Tree], before_N: Tensor, branch_N: Ten
     return worst
 
 
+def _refuse_full_memory(problem: Exception, longest: int) -> None:
+    """A check that did not fit says nothing about the model, and the slower path would need more memory yet."""
+    if isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem):
+        raise ResourceError(
+            "memory ran out in the parity check, which runs the longest row through the model",
+            where=f"a row of {longest} tokens",
+            remedy="Lower the stage's `max_length`, or use a smaller model or `quantization: nf4`.",
+        ) from problem
+
+
 @torch.no_grad()
 def check_parity(model: PreTrainedModel, trees: Sequence[Tree]) -> ParityReport:
     """Compare forests with the plain forward on the longest of `trees` and the first few others, in eval mode."""
@@ -119,6 +129,7 @@ def check_parity(model: PreTrainedModel, trees: Sequence[Tree]) -> ParityReport:
             error = float((packed.logprob_N - plain_N).abs().max()) / scale
             leak = _leak(engine, sample, packed.logprob_N, packed.branch_N) / scale
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as problem:
+        _refuse_full_memory(problem, longest)
         return replace(report, reason=f"{type(problem).__name__}: {str(problem).splitlines()[0][:120]}")
     finally:
         model.train(was_training)

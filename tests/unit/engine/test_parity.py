@@ -11,6 +11,7 @@ from tunesmith.engine import attention
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.parity import check_parity, checked_engine
 from tunesmith.engine.plain import plain_logprobs
+from tunesmith.errors import ResourceError
 
 SHAPES = ((5, (7, 4)), (3, (6, 5)), (8, (9, 3)), (4, (5, 5)), (2, (20, 17)))
 
@@ -69,3 +70,12 @@ def test_generation_through_the_forest_attention_is_refused() -> None:
     with attention.ordinary_attention(model):
         model(input_ids=torch.tensor([[3, 4, 5]]))
     assert model.config._attn_implementation == attention.NAME
+
+
+def test_a_full_memory_is_said_and_is_no_verdict_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 156498672 bytes.")
+
+    monkeypatch.setattr("tunesmith.engine.parity.plain_logprobs", full)
+    with pytest.raises(ResourceError, match="memory ran out in the parity check"):
+        check_parity(tiny_model("llama"), random_trees(SHAPES, vocabulary=96))
