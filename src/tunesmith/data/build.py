@@ -134,9 +134,9 @@ class StageBuild:
                 "source": [source] * len(fates.ids),
                 "outcome": outcomes,
                 "reason": [reason or trimmed for reason, trimmed in zip(reasons, fates.trimmed, strict=True)],
-                "tokens": np.where(lost, 0, fates.tokens),
-                "prompt_tokens": np.where(lost, 0, fates.prompt_tokens),
-                "trained_tokens": np.where(lost, 0, fates.trained_tokens),
+                "tokens": np.where(lost, 0, fates.tokens).tolist(),
+                "prompt_tokens": np.where(lost, 0, fates.prompt_tokens).tolist(),
+                "trained_tokens": np.where(lost, 0, fates.trained_tokens).tolist(),
             }
         )
 

@@ -23,6 +23,7 @@ from types import FrameType, TracebackType
 
 RENDER_SECONDS = 1.2  # of processor time for one render; ordinary ones take a ten-thousandth of it
 TICK_SECONDS = 0.1  # how often the time is looked at
+AT_NEXT_TICK = -1.0  # no time that a clock gives
 TRIAL_SECONDS = 1.2  # of processor time for a trial in a child: a machine under load refuses nothing that is honest
 WAIT_SECONDS = 30.0  # of wall time for the same, in case the child should not run at all
 TRIAL_BYTES = 1 << 29  # memory that a trial may take on top of what the process has
@@ -71,15 +72,19 @@ class Watch:
             self._active = False
 
     def start(self) -> None:
-        """A render begins: its time counts from now."""
-        self._since = time.thread_time()
+        """A render begins: its time counts from the next tick, for asking the clock costs more than many renders."""
+        self._since = AT_NEXT_TICK
 
     def stop(self) -> None:
         """No render is under way."""
         self._since = None
 
     def _look(self, signum: int, frame: FrameType | None) -> None:
-        if self._since is not None and time.thread_time() - self._since > RENDER_SECONDS:
+        if self._since is None:
+            return
+        if self._since == AT_NEXT_TICK:
+            self._since = time.thread_time()
+        if time.thread_time() - self._since > RENDER_SECONDS:
             self._since = None
             raise OverLimit(f"it ran for more than {RENDER_SECONDS} seconds")
 

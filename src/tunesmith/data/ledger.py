@@ -122,9 +122,11 @@ class LedgerWriter:
         self._num_pending = 0
         self.num_rows = 0
 
-    def append(self, columns: Mapping[str, Sequence[object] | npt.NDArray[np.int64]]) -> None:
+    def append(self, columns: Mapping[str, Sequence[object]]) -> None:
         """Adds rows, given as columns of equal length."""
-        table = pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names})
+        # Lists, not arrays of NumPy: for those pyarrow imports pandas, which takes most of a second.
+        lists = {name: list(columns[name]) for name in SCHEMA.names}
+        table = pa.table({name: pa.array(values, SCHEMA.field(name).type) for name, values in lists.items()})
         self._pending.append(table)
         self._num_pending += table.num_rows
         self.num_rows += table.num_rows

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from tunesmith.data.types import Ids, RowError
+from tunesmith.data.words import Stretch, Whole, WordMemo, encode_batch
 from tunesmith.errors import ModelError
 
 if TYPE_CHECKING:
@@ -40,21 +41,13 @@ class Span:
 
     start: int
     num_before: int
-    encoding: Encoding | None  # None: a control token, or a mark, which no token reaches into
+    stretch: Stretch | None  # None: a control token, or a mark, which no token reaches into
 
     def cut(self, place: int) -> int | None:
         """Number of this stretch's tokens before a character of it, or None where a token covers both sides."""
         if place == 0:
             return 0
-        if self.encoding is None:
-            return None
-        token = self.encoding.char_to_token(place)
-        if token is not None:
-            found = self.encoding.token_to_chars(token)
-            return token if found is not None and found[0] == place else None
-        starts = [start for start, _ in self.encoding.offsets]  # no token covers the character: a space left out
-        count = bisect_left(starts, place)
-        return count if count == 0 or self.encoding.offsets[count - 1][1] <= place else None
+        return None if self.stretch is None else self.stretch.cut(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +69,6 @@ class Encoded:
 
 def _start_of(span: Span) -> int:
     return span.start
-
-
-@dataclass(frozen=True, slots=True)
-class _Shifted(Span):
-    """A stretch that was tokenized after an anchor: `width` characters and `num_skipped` tokens are not its own."""
-
-    width: int = 0
-    num_skipped: int = 0
-
-    def cut(self, place: int) -> int | None:
-        count = Span(0, 0, self.encoding).cut(place + self.width)
-        return None if count is None else count - self.num_skipped
 
 
 class Codec:
@@ -118,8 +99,9 @@ class Codec:
         self._is_control = np.zeros(max(len(tokenizer), *self._control.values(), 0) + 1, dtype=np.bool_)
         self._is_control[list(self._control.values())] = True
         self._backend = tokenizer.backend_tokenizer
+        self._words = WordMemo(self._backend)
         self._cutter = self._find_cutter()
-        self._kept: dict[str, Encoding] = {}
+        self._kept: dict[str, Stretch] = {}
         self._all_controls = _finder(self._control)
         self._special_controls = _finder(special)
         self._single_controls = [token for token in self._control if len(token) == 1]
@@ -182,7 +164,7 @@ class Codec:
             for piece in row[::2]:
                 counts[piece] = counts.get(piece, 0) + 1
         new = [piece for piece in counts if piece and piece not in self._kept]
-        known = self._kept | dict(zip(new, self._encode_batch(new), strict=True))
+        known = self._kept | dict(zip(new, self._words.stretches(new), strict=True))
         self._keep({piece: known[piece] for piece in new if counts[piece] > 2 and len(piece) <= KEPT_CHARS})
         return [self._joined(row, known) for row in pieces]
 
@@ -194,7 +176,7 @@ class Codec:
         """Ids of a (marked) text that stands after another: no space that the tokenizer would add at a start."""
         if self._cutter is not None:
             return self.encode(text).ids
-        return [token_id for piece in text.split(MARK) for token_id in self._continue(piece)[0]]
+        return [token_id for piece in text.split(MARK) for token_id in self._continue(piece).ids]
 
     def _find_cutter(self) -> re.Pattern[str] | None:
         """Finds the tokens (and marks) at which a text may be cut; None where that could change its ids."""
@@ -210,10 +192,12 @@ class Codec:
         cutter = re.compile(f"({'|'.join([MARK, *options])})")
         sample = "a b".join(["", *longest_first[:50], " \n"]) + "".join(longest_first[:5])
         pieces = cutter.split(sample)
-        known = dict(zip(pieces[::2], self._encode_batch(pieces[::2]), strict=True))
+        known = {
+            piece: Whole(each, each.ids) for piece, each in zip(pieces[::2], self._batch(pieces[::2]), strict=True)
+        }
         return cutter if self._joined(pieces, known).ids == self._ids(sample) else None
 
-    def _joined(self, pieces: list[str], known: dict[str, Encoding]) -> Encoded:
+    def _joined(self, pieces: list[str], known: Mapping[str, Stretch]) -> Encoded:
         """The ids of a text from those of its stretches (even places) and of the tokens between them (odd ones)."""
         ids: list[int] = []
         spans: list[Span] = []
@@ -222,9 +206,9 @@ class Codec:
             if not piece:
                 continue
             if place % 2 == 0:
-                encoding = known[piece]
-                spans.append(Span(start, len(ids), encoding))
-                ids += encoding.ids
+                stretch = known[piece]
+                spans.append(Span(start, len(ids), stretch))
+                ids += stretch.ids
             else:
                 spans.append(Span(start, len(ids), None))
                 if piece != MARK:
@@ -232,22 +216,13 @@ class Codec:
             start += len(piece)
         return Encoded(ids, tuple(spans), start)
 
-    def _keep(self, pieces: dict[str, Encoding]) -> None:
+    def _keep(self, pieces: dict[str, Stretch]) -> None:
         if len(self._kept) + len(pieces) > KEPT:
             self._kept = {}
         self._kept.update(list(pieces.items())[:KEPT])
 
-    def _encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        """The tokenizer's own work, without what its wrapper adds: no truncation, no padding, no special tokens."""
-        if not texts:
-            return []
-        backend = self._backend
-        if backend.truncation is not None:
-            backend.no_truncation()
-        if backend.padding is not None:
-            backend.no_padding()
-        backend.encode_special_tokens = False
-        return list(backend.encode_batch(list(texts), add_special_tokens=False))
+    def _batch(self, texts: Sequence[str]) -> list[Encoding]:
+        return encode_batch(self._backend, texts)
 
     def _encode_whole(self, text: str) -> Encoded:
         """Pieces between marks, each by itself, so that no token reaches across a mark; control tokens within."""
@@ -261,26 +236,25 @@ class Codec:
             if not piece:
                 continue
             if index == 0:
-                (encoding,) = self._encode_batch([piece])
-                found, shift = encoding.ids, 0
-                spans.append(Span(start, len(ids), encoding))
+                (encoding,) = self._batch([piece])
+                stretch = Whole(encoding, encoding.ids)
             else:
-                found, encoding, shift = self._continue(piece)
-                spans.append(_Shifted(start, len(ids), encoding, shift, len(encoding.ids) - len(found)))
-            ids += found
+                stretch = self._continue(piece)
+            spans.append(Span(start, len(ids), stretch))
+            ids += stretch.ids
             start += len(piece)
         return Encoded(ids, tuple(spans), start)
 
-    def _continue(self, text: str) -> tuple[list[int], Encoding, int]:
-        """Ids of a text after another, the encoding that they were taken from, and characters before them in it."""
+    def _continue(self, text: str) -> Whole:
+        """A text after another, as a part of the encoding of an anchor and the text."""
         for anchor in ANCHORS if text else ():
-            head, whole = self._encode_batch([anchor, anchor + text])
+            head, whole = self._batch([anchor, anchor + text])
             count, width = len(head.ids), len(anchor)
-            if whole.ids[:count] == head.ids and Span(0, 0, whole).cut(width) == count:
-                return whole.ids[count:], whole, width
+            if whole.ids[:count] == head.ids and Whole(whole, []).cut(width) == count:
+                return Whole(whole, whole.ids[count:], width, count)
         if not text:
-            (empty,) = self._encode_batch([""])
-            return [], empty, 0
+            (empty,) = self._batch([""])
+            return Whole(empty, [])
         raise RowError("the tokenizer cannot write the text as a continuation of another")
 
     @cached_property
