@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests.unit.data.build import byte_tokenizer, space_tokenizer
 from tunesmith.data.words import Whole, WordMemo, encode_batch, word_pattern
@@ -15,26 +15,8 @@ from tunesmith.data.words import Whole, WordMemo, encode_batch, word_pattern
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PIECES = [
-    "a",
-    "word",
-    "I'm",
-    "we'LL",
-    " ",
-    "  ",
-    "\n",
-    "\t",
-    "\r\n",
-    "12",
-    "3.5",
-    "--",
-    "''",
-    "é",
-    "“q”",
-    "日本",
-    "🙂",
-    "e\u0301",
-]
+PIECES = ["a", "word", "I'm", "we'LL", " ", "  ", "\n", "\t", "\r\n", "12", "3.5", "--", "''"]
+PIECES += ["é", "“q”", "日本", "🙂", "e\u0301", "ſ", "'ſ"]
 TEXTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 REAL = ("qwen2_hf", "gpt2_hf", "llama3_hf")
 
@@ -42,7 +24,7 @@ REAL = ("qwen2_hf", "gpt2_hf", "llama3_hf")
 def qwen_like() -> Tokenizer:
     """The byte-level tokenizer of the tests, cut by Qwen's expression and normalized to NFC."""
     inner = Tokenizer.from_str(byte_tokenizer().backend_tokenizer.to_str())
-    split = pre_tokenizers.Split(__import__("tokenizers").Regex(QWEN_WORDS), "isolated")
+    split = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
     inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     inner.normalizer = normalizers.NFC()
     return inner
@@ -86,7 +68,8 @@ def test_real_tokenizers_and_real_texts(name: str, shared_data: Path) -> None:
     texts += [text.encode().decode("unicode_escape", "ignore").replace("\x00", "") for text in texts[:40]]
     found = memo.stretches(texts)
     assert [each.ids for each in found] == [whole.ids for whole in encode_batch(backend, texts)]
-    assert memo._words is not None
+    # GPT-2's end-of-text token is marked as normalized, and may stand inside a stretch: its texts go through whole.
+    assert (memo._words is None) == (name == "gpt2_hf")
 
 
 def test_other_pipelines_go_through_whole() -> None:
