@@ -16,9 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
-from tunesmith.data.types import Ids, RowError
+from tunesmith.data.types import RowError
 from tunesmith.data.words import Stretch, Whole, WordMemo, encode_batch
 from tunesmith.errors import ModelError
 
@@ -96,8 +94,7 @@ class Codec:
         special |= {token for token in tokenizer.all_special_tokens if token}
         self._control = {token: token_id for token, token_id in tokenizer.get_added_vocab().items() if token}
         self._control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        self._is_control = np.zeros(max(len(tokenizer), *self._control.values(), 0) + 1, dtype=np.bool_)
-        self._is_control[list(self._control.values())] = True
+        self._control_ids = frozenset(self._control.values())
         self._backend = tokenizer.backend_tokenizer
         self._words = WordMemo(self._backend)
         self._cutter = self._find_cutter()
@@ -143,9 +140,9 @@ class Codec:
         """How many control tokens a (marked) text spells: the most that its tokens may hold."""
         return len(self._all_controls.findall(text))
 
-    def num_controls(self, ids: Ids | Sequence[int]) -> int:
+    def num_controls(self, ids: Sequence[int]) -> int:
         """How many of the ids are control tokens."""
-        return int(np.count_nonzero(self._is_control[np.asarray(ids, dtype=np.int64)]))
+        return sum(map(self._control_ids.__contains__, ids))
 
     # --- encoding
 
@@ -280,7 +277,7 @@ class Codec:
         if not rows:
             return []
         if self.additive or not continues:
-            return list(self._backend.decode_batch([list(ids) for ids in rows], skip_special_tokens=False))
+            return list(self._backend.decode_batch(list(rows), skip_special_tokens=False))
         anchor, width = self._anchor
         found = self._backend.decode_batch([[*anchor, *ids] for ids in rows], skip_special_tokens=False)
         return [text[width:] for text in found]

@@ -115,8 +115,12 @@ class WordMemo:
         if words is None:
             return [Whole(encoding, encoding.ids) for encoding in self._encode(texts)]
         cuts = [words.findall(text) if PLAIN.fullmatch(text) else _taken_apart(text, words) for text in texts]
-        long = self._learn(cuts)
-        found: list[Whole | Joint] = [Joint(text, self._ids(cut), self) for text, cut in zip(texts, cuts, strict=True)]
+        ids = [self._recall(cut) for cut in cuts]
+        long = self._learn(cut for cut, found in zip(cuts, ids, strict=True) if found is None)
+        found: list[Whole | Joint] = [
+            Joint(text, self._ids(cut) if each is None else each, self)
+            for text, cut, each in zip(texts, cuts, ids, strict=True)
+        ]
         for word in long:
             del self._known[word]
         if len(self._known) > MAX_WORDS:
@@ -146,6 +150,13 @@ class WordMemo:
         for word, encoding in zip(new, self._encode(new), strict=True):
             known[word] = tuple(encoding.ids)
         return [word for word in new if len(word) > MAX_WORD_CHARS]
+
+    def _recall(self, words: list[str]) -> list[int] | None:
+        """The ids of words, or None where one of them is new."""
+        try:
+            return self._ids(words)
+        except KeyError:
+            return None
 
     def _ids(self, words: list[str]) -> list[int]:
         known = self._known
