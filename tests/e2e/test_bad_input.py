@@ -146,7 +146,79 @@ def _mistyped_folder(folder: Path, recipe: dict[str, object]) -> None:
     _sft(recipe)["train"] = [{"path": "model/sft"}]  # could be a data set's id, but there is a folder `model`
 
 
+def _cut_off(folder: Path, recipe: dict[str, object]) -> None:
+    path = folder / "sft.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _bad_bytes(folder: Path, recipe: dict[str, object]) -> None:
+    path = folder / "sft.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"question": "caf\xe9", "answer": "b"}\n')
+
+
+def _half_a_character(folder: Path, recipe: dict[str, object]) -> None:
+    (folder / "sft.jsonl").write_text('{"question": "a?", "answer": "\\ud83d"}\n')
+
+
+def _wrong_types(folder: Path, recipe: dict[str, object]) -> None:
+    def turns(*messages: object) -> dict[str, object]:
+        return {"messages": [{"role": "user", "content": "q"}, *messages]}
+
+    reply = {"role": "assistant", "content": "a"}
+    rows = [
+        turns({"role": "assistant", "content": 3}),
+        turns({"role": "assistant", "content": None}),
+        turns({"role": "oracle", "content": "a"}),
+        turns(reply, reply),
+        {"messages": "a"},
+    ]
+    write_rows(folder / "sft.jsonl", [turns(reply), *rows])
+
+
+def _mixed(folder: Path, recipe: dict[str, object]) -> None:
+    write_rows(folder / "sft.jsonl", [{"question": "a", "answer": "b"}, {"instruction": "a", "output": "b"}])
+
+
+def _degenerate(folder: Path, recipe: dict[str, object]) -> None:
+    write_rows(folder / "pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "a"}] * 3)
+
+
+def _labels(folder: Path, recipe: dict[str, object]) -> None:
+    write_rows(folder / "pairs.jsonl", [{"prompt": "q", "completion": "a", "label": True}])
+
+
+def _tools(folder: Path, recipe: dict[str, object]) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {}}}]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write_rows(folder / "sft.jsonl", [{"messages": messages, "tools": tools}])
+
+
+def _no_end_of_text(folder: Path, recipe: dict[str, object]) -> None:
+    path = folder / "model/tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in settings.items() if key != "eos_token"}))
+
+
+def _misspelled_key(folder: Path, recipe: dict[str, object]) -> None:
+    _sft(recipe)["heldout_fracton"] = 0.1
+
+
+def _too_long_and_told_to_stop(folder: Path, recipe: dict[str, object]) -> None:
+    _sft(recipe).update({"too_long": "stop", "max_length": 20})
+
+
 CASES: list[tuple[Break, str]] = [
+    (_cut_off, r"sft\.jsonl:8: line: found"),
+    (_bad_bytes, r"sft\.jsonl:9: line: found .*0xe9"),
+    (_half_a_character, r"sft\.jsonl:1: answer: found half of a surrogate pair"),
+    (_wrong_types, r"5 of 6 rows(?s:.*):2: (?s:.*):3: (?s:.*):4: (?s:.*)oracle(?s:.*):5: (?s:.*):6: "),
+    (_mixed, r"several formats: 1 alpaca, 1 question_answer"),
+    (_degenerate, r"all 3 rows of the train side were dropped: 3 chosen equals rejected"),
+    (_labels, r"one answer with a label a row, which dpo does not train on"),
+    (_tools, r"the chat template drops the tools"),
+    (_no_end_of_text, r"no end-of-sequence token(?s:.*)Set `eos_token`"),
+    (_misspelled_key, r"heldout_fracton.*heldout_fraction"),
+    (_too_long_and_told_to_stop, r"rows are too long(?s:.*)Raise `max_length`"),
     (_absent, r"sft\.jsonl: .*no such file"),
     (_empty, r"sft\.jsonl: the file holds no rows"),
     (_not_json, r"sft\.jsonl:2.*JSON"),

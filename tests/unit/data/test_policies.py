@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.data.build import CHATML, renderer, write_jsonl
+from tests.unit.data.build import CHATML, GEMMA, renderer, write_jsonl
 from tests.unit.data.test_prepare import prepare, qa, refusal
 from tunesmith.data.types import Json
 
@@ -171,6 +172,26 @@ def test_the_counts_always_add_up(tmp_path: Path, kinds: list[str], fraction: fl
     for kind, each in zip(kinds, ledger[1:], strict=True):
         wanted = {"good": "kept", "empty": "dropped", "malformed": "dropped", "long": "dropped"}.get(kind)
         assert wanted is None or each.outcome == wanted
+
+
+def test_a_row_that_fails_is_replaced_by_no_other(tmp_path: Path) -> None:
+    """PEERS 8: under `drop` it is gone, counted, and every other row is there once."""
+    rows: list[Json] = [qa(number) for number in range(10)]
+    rows[4] = {**qa(4), "system": "s"}
+    path = write_jsonl(tmp_path / "a.jsonl", *rows)
+    prepared = prepare(path, r=renderer(GEMMA), on_bad_row="drop", max_bad_rows=0.2)
+    assert [tree.id for tree in prepared.train] == [f"{path}:{line}" for line in range(1, 11) if line != 5]
+    (lost,) = (each for each in prepared.ledger if each.outcome == "dropped")
+    assert lost.id == f"{path}:5"
+    assert "System role not supported" in lost.reason
+
+
+def test_a_row_of_ten_megabytes_is_dropped_in_no_time(tmp_path: Path) -> None:
+    """F30."""
+    path = write_jsonl(tmp_path / "a.jsonl", qa(1), qa(2, "word " * 2_000_000))
+    start = time.process_time()
+    assert fates(path) == {("kept", ""): 1, ("dropped", "longer than max_length"): 1}
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("rows", [[], [b"\n", b"  \n"]])
