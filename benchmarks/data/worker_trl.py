@@ -74,7 +74,9 @@ def main() -> None:
         prepared = trainer.train_dataset
         first = prepared[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    tokens = sum(len(first[name]) for name in ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids") if name in first)
+    tokens = sum(
+        len(first[name]) for name in ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids") if name in first
+    )
     result = {
         "rows": len(prepared),
         "seconds": reading + sum(seconds),

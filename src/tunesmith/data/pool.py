@@ -25,6 +25,8 @@ R = TypeVar("R")
 PAYS_BYTES = 4 * 2**20
 """Starting processes costs about a tenth of a second, which is what this much data takes."""
 MAX_AUTO = 16  # more than this waits for the one process that reads and writes
+COLLECT_EVERY = 8  # chunks between two collections of cyclic garbage in a worker
+_tasks_done: list[None] = []
 _shared: list[Callable[[Any], object]] = []
 
 
@@ -78,5 +80,8 @@ def _adopt(function: Callable[[Any], object]) -> None:
 
 def _call(task: object) -> object:
     result = _shared[-1](task)
-    gc.collect()  # once a chunk: in the midst of one it costs a tenth of the time
+    _tasks_done.append(None)
+    if len(_tasks_done) >= COLLECT_EVERY:  # in the midst of a chunk it would cost a tenth of the time
+        _tasks_done.clear()
+        gc.collect()
     return result
