@@ -216,7 +216,7 @@ CASES: list[tuple[Break, str]] = [
     (_degenerate, r"all 3 rows of the train side were dropped: 3 chosen equals rejected"),
     (_labels, r"one answer with a label a row, which dpo does not train on"),
     (_tools, r"the chat template drops the tools"),
-    (_no_end_of_text, r"no end-of-sequence token(?s:.*)Set `eos_token`"),
+    (_no_end_of_text, r"no end-of-text token(?s:.*)eos_token"),
     (_misspelled_key, r"heldout_fracton.*heldout_fraction"),
     (_too_long_and_told_to_stop, r"rows are too long(?s:.*)Raise `max_length`"),
     (_absent, r"sft\.jsonl: .*no such file"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.folders import make_model_folder
 from tests.support.hub import Files, Hub, serving
 
 CANARY = b"import pathlib\npathlib.Path('canary').write_text('the script ran')\n"
@@ -123,3 +124,48 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path: Path) -> None:
         (found,) = read(tmp_path, hub, {"path": "org/rows"}, offline=offline)
         assert "org/rows: no such local path, and the hub cannot be reached" in str(found)
         assert "HF_HUB_OFFLINE" in str(found)
+
+
+RUN = """
+import json, sys, tunesmith
+from pathlib import Path
+run = tunesmith.run(json.loads(sys.argv[1]))
+manifest = json.loads((run / "manifest.json").read_text())
+print("RESULT", json.dumps([manifest["revisions"], manifest["rows"]["sft"]["train"], manifest["sources"]]))
+"""
+
+
+def test_a_run_goes_on_with_the_commit_that_it_began_on(tmp_path: Path) -> None:
+    """S20: `main` moves between two starts; the second still reads the first commit, by name from the manifest."""
+    rows = [{"question": f"Which is number {number}?", "answer": f"It is {number}."} for number in range(8)]
+    old_rows = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    make_model_folder(tmp_path / "model")
+    stage = {"name": "sft", "method": "sft", "train": [{"path": "org/rows"}], "batch_size": 4, "max_length": 128}
+    stage |= {"schedule": "constant", "warmup_fraction": 0.0, "max_steps": 1}
+    recipe = {"name": "tiny", "model": {"path": "model"}, "stages": [stage], "threads": 1}
+
+    def run(settings: dict[str, object], hub: Hub) -> list[object]:
+        variables = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        variables |= dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
+        result = subprocess.run(
+            [sys.executable, "-c", RUN, json.dumps(settings)],
+            env={**os.environ, **variables},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=180,
+        )
+        assert result.returncode == 0, result.stderr
+        found: list[object] = json.loads(next(line[7:] for line in result.stdout.splitlines() if line[:7] == "RESULT "))
+        return found
+
+    with serving(Hub()) as hub:
+        old = hub.push({"train.jsonl": old_rows})
+        first = run(recipe, hub)
+        assert first[:2] == [{"sft": {"org/rows": old}}, 8]
+        hub.push({"train.jsonl": old_rows * 2})
+        again = run({**recipe, "stages": [{**stage, "max_steps": 2}]}, hub)
+        assert again == first
+        new = run({**recipe, "name": "other"}, hub)
+        assert new[:2] == [{"sft": {"org/rows": hub.main}}, 16]

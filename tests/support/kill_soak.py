@@ -61,7 +61,10 @@ def in_save(folder: Path, pid: int) -> bool:
 
 
 def soak(folder: Path, num_kills: int, seed: int, whole_seconds: float) -> dict[str, object]:
-    """Kill `num_kills` times, each within a quarter of a whole run's time, then let it end. `lost`: times at which a checkpoint had been and none was whole."""
+    """Kill `num_kills` times, each within a quarter of a whole run's time, then let it end.
+
+    `lost`: times at which a checkpoint had been and none was whole.
+    """
     draw = random.Random(seed)
     kills, lost, in_saves, largest_step = 0, 0, 0, 0
     while kills < num_kills:

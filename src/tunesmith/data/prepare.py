@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic.main import IncEx
+
 from tunesmith.data.build import StageBuild
 from tunesmith.data.cache import cache_key, cached, default_cache_folder
 from tunesmith.data.examples import ExampleFile
@@ -38,6 +40,9 @@ KEY_FIELDS = (
     *("method", "train", "heldout", "heldout_fraction", "replay", "max_length", "too_long", "train_on"),
     *("on_bad_row", "max_bad_rows", "duplicates"),
 )
+# The hash of a source's content knows the commit; a recipe that names it shares the entry of one that does not.
+_REVISION: IncEx = {"__all__": {"revision": True}}
+NOT_IN_KEY: IncEx = {"train": _REVISION, "heldout": _REVISION, "replay": {"sources": _REVISION}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Prepared:
     """What a stage trains and evaluates on; the trees lie on disk and are read as they are used.
 
     `heldout_examples` are the examples behind `heldout`, in the order of their rows. `sources` holds the content
-    hash of every source, `key` names the cache entry.
+    hash of every source, `revisions` the commit of every hub data set, `key` names the cache entry.
     """
 
     train: Sequence[Tree]
@@ -55,6 +60,7 @@ class Prepared:
     ledger: Ledger
     notes: list[str]
     sources: Mapping[str, str]
+    revisions: Mapping[str, str]
     key: str = ""
 
 
@@ -71,18 +77,20 @@ def prepare_stage(
     workers: int = 0,
     tell: Tell = lambda text: None,
     cache_folder: Path | None = None,
+    revisions: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Reads, decodes, splits and renders every source of a stage, or finds that done before.
 
-    `workers`: processes, 0 for one a core where it pays; `tell` is told of progress through large sources.
+    `workers`: processes, 0 for one a core where it pays; `tell` is told of progress through large sources;
+    `revisions`: the commits that an earlier start of the run read, of hub data sets for which the recipe names none.
     Raises DataError: a source that cannot be read, malformed rows (up to 20 at once), a format that does not
     suit the method, or no row left to train on (with the lengths, where length is why).
     """
-    sources = _opened(stage)
+    sources = _opened(stage, revisions or {})
     shas = {opened.name: opened.content_sha() for _, opened in sources}
     key = cache_key(
         {
-            "stage": stage.model_dump(mode="json", include=set(KEY_FIELDS)),
+            "stage": stage.model_dump(mode="json", include=set(KEY_FIELDS), exclude=NOT_IN_KEY),
             "sources": shas,
             "max_length": renderer.max_length,
             "template": renderer.template.sha,
@@ -105,6 +113,7 @@ def prepare_stage(
         ledger=Ledger(path=folder / "ledger.parquet", stage=stage.name),
         notes=[str(note) for note in notes],
         sources=shas,
+        revisions={opened.name: opened.revision for _, opened in sources if opened.revision},
         key=key,
     )
 
@@ -127,7 +136,7 @@ def tokenizer_sha(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _opened(stage: StageRecipe) -> list[tuple[Split, OpenedSource]]:
+def _opened(stage: StageRecipe, revisions: Mapping[str, str]) -> list[tuple[Split, OpenedSource]]:
     """Every source of the stage; held-out ones first, because what stands there is not trained."""
     replay = stage.replay.sources if isinstance(stage, SftStage) and stage.replay else []
     sides: tuple[tuple[Split, Sequence[Source]], ...] = (
@@ -135,7 +144,14 @@ def _opened(stage: StageRecipe) -> list[tuple[Split, OpenedSource]]:
         ("train", stage.train),
         ("replay", replay),
     )
-    return [(split, open_source(source)) for split, sources in sides for source in sources]
+    return [(split, open_source(_pinned(source, revisions))) for split, sources in sides for source in sources]
+
+
+def _pinned(source: Source, revisions: Mapping[str, str]) -> Source:
+    """The source at the commit that was read before, where the recipe leaves it open."""
+    if source.revision is not None or source.path not in revisions:
+        return source
+    return source.model_copy(update={"revision": revisions[source.path]})
 
 
 def _make(

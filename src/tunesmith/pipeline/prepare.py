@@ -6,6 +6,7 @@ ModelError. Must not know: training, run folders.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunesmith.data.ledger import Ledger
@@ -34,13 +35,25 @@ class PreparedRun:
         return [prepared.ledger for prepared in self.stages.values()]
 
 
-def prepare_run(recipe: Recipe, tell: Tell = lambda text: None) -> PreparedRun:
-    """Read, split and render the rows of every stage; `tell` is told of progress through large sources."""
+def prepare_run(
+    recipe: Recipe, tell: Tell = lambda text: None, *, revisions: Mapping[str, Mapping[str, str]] | None = None
+) -> PreparedRun:
+    """Read, split and render the rows of every stage; `tell` is told of progress through large sources.
+
+    `revisions`: by stage and source, the commits of hub data sets that the run has begun on.
+    """
+    begun = revisions or {}
     tokenizer = load_tokenizer(recipe.model)
     template = choose_template(tokenizer, recipe.model.chat_template)
     renderers = {stage.name: stage_renderer(stage, tokenizer, template) for stage in recipe.stages}
     stages = {
-        stage.name: prepare_stage(stage, renderers[stage.name], workers=recipe.data_workers, tell=tell)
+        stage.name: prepare_stage(
+            stage,
+            renderers[stage.name],
+            workers=recipe.data_workers,
+            tell=tell,
+            revisions=begun.get(stage.name),
+        )
         for stage in recipe.stages
     }
     return PreparedRun(renderers, stages)

@@ -22,6 +22,7 @@ from tunesmith.pipeline.starts import start_weights, weights_sha_on_disk
 from tunesmith.recipe.diff import diff_recipes
 from tunesmith.recipe.explain import dump_resolved
 from tunesmith.recipe.load import LoadedRecipe, load_recipe
+from tunesmith.recipe.models import Recipe
 from tunesmith.runs.atomic import write_text
 from tunesmith.runs.folder import RunFolder, create_or_open
 from tunesmith.runs.lock import run_lock
@@ -43,7 +44,8 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Pat
             remedy="Start one process: `tunesmith run RECIPE`.",
         )
     _refuse_other_recipe(loaded)
-    prepared = prepare_run(recipe, watcher.noted)  # before the folder is made: bad data leaves nothing behind
+    # Before the folder is made: bad data leaves nothing behind.
+    prepared = prepare_run(recipe, watcher.noted, revisions=_revisions(recipe))
     checked = CheckReport()
     data_lines(checked, prepared)
     template_lines(checked, prepared.renderer)
@@ -73,6 +75,12 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Pat
     return run.path
 
 
+def _revisions(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """The commits of hub data sets that the run has begun on: it goes on with them, wherever `main` has moved."""
+    found = RunFolder(Path(recipe.runs_folder) / recipe.name).read_manifest().get("revisions")
+    return found if isinstance(found, dict) else {}
+
+
 def _refuse_other_recipe(loaded: LoadedRecipe) -> None:
     """A run folder belongs to one recipe; only changes that leave the steps already taken as they are may go on."""
     recipe = loaded.recipe
@@ -98,6 +106,7 @@ def _account(loaded: LoadedRecipe, prepared: PreparedRun) -> dict[str, object]:
         "tokenizer_sha256": tokenizer_sha(prepared.renderer.tokenizer),
         "stop_ids": list(prepared.renderer.stop_ids),
         "sources": {name: dict(stage.sources) for name, stage in prepared.stages.items()},
+        "revisions": {name: dict(stage.revisions) for name, stage in prepared.stages.items()},
         "rows": {name: _rows(stage) for name, stage in prepared.stages.items()},
     }
 

@@ -86,8 +86,8 @@ class Source(Strict):
 
     path: str = Field(min_length=1)
     """A .jsonl, .json (both also .gz and .zst), .parquet, .csv, .tsv, .txt or .md file; a folder or a pattern
-    (`data/*.jsonl`) of them; a folder that `datasets` saved; a Hugging Face data set id (`org/name`); or `embedded:quickstart/NAME`.
-    Paths are relative to the working directory."""
+    (`data/*.jsonl`) of them; a folder that `datasets` saved; a Hugging Face data set id (`org/name`); or
+    `embedded:quickstart/NAME`. Paths are relative to the working directory."""
     config: str | None = None
     """Configuration of a Hugging Face data set; null where it has only one."""
     split: str | None = None
