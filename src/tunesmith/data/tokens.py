@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK = "\ufdd0"  # a Unicode noncharacter: never assigned, so no text means anything by it
-KEPT = 1024  # stretches remembered from chunk to chunk: system prompts, tools, headers of turns
-KEPT_CHARS = 20_000
+KEPT = 512  # stretches remembered from chunk to chunk: system prompts, tools, headers of turns
+KEPT_CHARS = 4_000
 ANCHORS = ("\n", "|", "0")  # texts to tokenize before a continuation where the tokenizer adds a space at every start
 
 

@@ -30,7 +30,7 @@ GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 PLAIN = re.compile(r"[\t\n\r -~]*")
 # Between two words of ASCII letters one space apart every known expression cuts: there a text may be taken apart.
 SAFE = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
-MAX_WORDS = 200_000  # remembered at a time: some 50 MB
+MAX_WORDS = 100_000  # remembered at a time: some 25 MB
 MAX_WORD_CHARS = 64  # longer ones are rarely met again
 TRIAL = (
     "It's 3.5 o'clock;  we'LL see\n\n\tthe 1,234 words -- don't they'd  (re)read?\r\nx=y[0]+'a' ",
