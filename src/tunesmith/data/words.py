@@ -208,7 +208,7 @@ def word_pattern(backend: Tokenizer) -> str | None:
 
 def _ascii(pattern: str | None) -> re.Pattern[str] | None:
     """The expression for ASCII text, in Python's dialect; None for one that asks for more than letters and digits."""
-    if pattern is None:
+    if pattern is None or "(?<" in pattern:  # what looks back cannot be asked about a part of a text
         return None
     out: list[str] = []
     in_class = False

@@ -97,6 +97,8 @@ def test_an_expression_that_the_trial_disproves_is_not_used(monkeypatch: pytest.
     assert WordMemo(QWEN)._words is None
     monkeypatch.setattr("tunesmith.data.words.word_pattern", lambda backend: r"\p{Lu}+|.")
     assert WordMemo(QWEN)._words is None
+    monkeypatch.setattr("tunesmith.data.words.word_pattern", lambda backend: QWEN_WORDS + r"|(?<=a)b")
+    assert WordMemo(QWEN)._words is None
 
 
 def test_long_words_are_not_kept() -> None:
