@@ -107,9 +107,10 @@ def table(done: dict[str, object], command: str) -> str:
         lines.append(
             f"- a file of {big['bytes'] / 1e9:.2f} GB, prepared and trained on for {big['steps']} steps in "
             f"{big['seconds']:.0f} s: {big['trained_rows']:,} rows in {big['store_bytes'] / 2**30:.2f} GiB of mapped "
-            f"trees; private memory of all processes together at most {big['peak_private_gib']:.2f} GiB (wanted under "
-            f"{WANTED_GIB:g}), under a hard limit of {big['limit_gib']:g} GiB each; largest RSS of a process, mapped "
-            f"pages included, {big['peak_rss_gib']:.2f} GiB"
+            f"trees; private memory of all processes together at most {big['preparing_gib']:.2f} GiB while rows were "
+            f"prepared (wanted under {WANTED_GIB:g}), {big['peak_private_gib']:.2f} in all, under a hard limit of "
+            f"{big['limit_gib']:g} GiB each; largest RSS of a process, mapped pages included, "
+            f"{big['peak_rss_gib']:.2f} GiB"
         )
     return "\n".join(lines)
 

@@ -27,13 +27,15 @@ class Peak(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.gib = 0.0
+        self.preparing_gib = 0.0  # while there are workers
         self.rss_gib = 0.0
 
     def run(self) -> None:
         own = psutil.Process()
         while True:
             alone = rss = 0
-            for process in (own, *own.children(recursive=True)):
+            workers = own.children(recursive=True)
+            for process in (own, *workers):
                 try:
                     full = process.memory_full_info()
                 except psutil.Error:
@@ -41,6 +43,7 @@ class Peak(threading.Thread):
                 alone += full.uss
                 rss = max(rss, full.rss)
             self.gib, self.rss_gib = max(self.gib, alone / 2**30), max(self.rss_gib, rss / 2**30)
+            self.preparing_gib = max(self.preparing_gib, alone / 2**30 if workers else 0)
             time.sleep(0.5)
 
 
@@ -78,6 +81,7 @@ def main() -> None:
             "seconds": seconds,
             "steps": len((run / "stages/sft/metrics.jsonl").read_text().splitlines()),
             "peak_private_gib": peak.gib,
+            "preparing_gib": peak.preparing_gib,
             "peak_rss_gib": peak.rss_gib,
             "limit_gib": args.limit_gib,
         }

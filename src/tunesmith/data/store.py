@@ -24,6 +24,7 @@ from tunesmith.data.types import Branch, Tree
 
 Array = npt.NDArray[np.int64]
 SHA_BYTES = 32
+COUNTED_TREES = 1 << 10  # trees whose masks are summed at a time: a few MB
 FILES = ("tokens.i32", "trained.u8", "edges.i64", "first_edge.i64", "shas.bin", "ids.txt", "id_edges.i64", "order.i64")
 
 
@@ -211,8 +212,8 @@ class TreeStore(Sequence[Tree]):
     def _num_trained(self, starts: Array, ends: Array) -> Array:
         """Trained tokens between two places, counted a block at a time so that the mask never lies in memory whole."""
         counts = np.zeros(len(starts), np.int64)
-        for first in range(0, len(starts), 1 << 14):
-            block = slice(first, first + (1 << 14))
+        for first in range(0, len(starts), COUNTED_TREES):
+            block = slice(first, first + COUNTED_TREES)
             base, last = int(starts[block][0]), int(ends[block][-1])
             sums = np.concatenate(([0], np.cumsum(self._trained[base:last], dtype=np.int64)))
             counts[block] = sums[ends[block] - base] - sums[starts[block] - base]
