@@ -129,7 +129,7 @@ def _note(notes: list[str], count: int, what: str) -> None:
 
 def _prompt_ids(example: Example, renderer: Renderer) -> tuple[int, ...]:
     try:
-        return tuple(int(token) for token in renderer.prompt_ids(example.prompt))
+        return tuple(int(token) for token in renderer.prompt_ids(example.prompt, example.tools))
     except RowError:
         return ()
 

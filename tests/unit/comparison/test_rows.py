@@ -121,3 +121,14 @@ def test_a_conversation_is_shown_with_its_roles() -> None:
     assert shown((Message("user", "hi"),)) == "hi"
     assert shown((Message("system", "be kind"), Message("user", "hi"))) == "system: be kind\n\nuser: hi"
     assert shown("raw") == "raw"
+
+
+def test_a_question_is_asked_with_its_tools(files: dict[str, dict[str, object]], tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "look_up", "description": "Looks.", "parameters": {}}}]
+    messages = [{"role": "user", "content": "where?"}, {"role": "assistant", "content": "there"}]
+    prompts = write(tmp_path / "tools.jsonl", [{"messages": messages, "tools": tools}])
+    template = "{% if tools %}{{ '<|im_start|>tools\\n' + tools | tojson + '<|im_end|>' + '\\n' }}{% endif %}" + CHATML
+    rendering = renderer(template)
+    recipe = trial(files, prompts=[prompts], preferences=[files["pairs"]])
+    (question,) = compared_rows(recipe, rendering, max_new_tokens=8, max_positions=None).questions
+    assert "look_up" in rendering.codec.decode(question.prompt_ids)
