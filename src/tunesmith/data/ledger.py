@@ -108,10 +108,6 @@ class Ledger:
         found.sort(key=lambda each: (each.split, each.outcome, -each.num_rows, each.reason))
         return sorted(found, key=lambda each: stages.index(each.stage))
 
-    def write_parquet(self, path: Path) -> None:
-        """Writes the whole ledger atomically, rows in the order they were read."""
-        write_ledgers(path, [self])
-
 
 class LedgerWriter:
     """Writes entries as they come, without keeping them."""
@@ -150,7 +146,7 @@ def read_parquet(path: Path) -> Ledger:
 
 
 def write_ledgers(path: Path, ledgers: Sequence[Ledger]) -> None:
-    """Several ledgers as one file: complete or not at all."""
+    """Several ledgers as one file, rows in the order they were read: complete or not at all."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     with disk_errors(path):
         with pq.ParquetWriter(temporary, SCHEMA) as writer:
@@ -179,11 +175,6 @@ def drop_rows(path: Path, undrawn: npt.NDArray[np.bool_], *, reason: str) -> Non
                 table = table.set_column(SCHEMA.get_field_index(name), name, column)
             writer.write_table(table.cast(SCHEMA))
     temporary.replace(path)
-
-
-def summarize(entries: Ledger) -> list[Count]:
-    """Counts by stage, split, fate and kind of reason, largest first; they add up to the rows read."""
-    return entries.summary()
 
 
 def _kinds(table: pa.Table) -> pa.ChunkedArray:

@@ -17,7 +17,6 @@ HISTOGRAM_EDGES = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 COVERED = 0.99
 """Share of the rows that a proposed `max_length` keeps: the last percent of a long tail costs much memory."""
 LENGTH_STEP = 64  # proposals are rounded up to a multiple of this
-OVERLONG_WARNED = 0.01
 
 
 def closing_notes(build: StageBuild, max_length: int) -> list[str]:

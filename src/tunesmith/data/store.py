@@ -11,7 +11,7 @@ edges begin; `shas.bin` 32 bytes a tree; `ids.txt` with `id_edges.i64`; `order.i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -272,14 +272,6 @@ def digest_of(trees: Sequence[Tree]) -> str:
     if isinstance(trees, TreeStore):
         return trees.digest()
     return hashlib.sha256(b"".join(bytes.fromhex(tree.sha()) for tree in trees)).hexdigest()
-
-
-def write_store(folder: Path, trees: Iterable[Tree]) -> TreeStore:
-    """Trees to a folder, all at once."""
-    writer = StoreWriter(folder)
-    writer.append(pack(list(trees)))
-    writer.close()
-    return TreeStore(folder)
 
 
 def _mapped(path: Path, kind: str) -> npt.NDArray[np.generic]:

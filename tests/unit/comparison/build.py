@@ -11,7 +11,7 @@ import numpy as np
 from tunesmith.comparison.collect import StageRecord
 from tunesmith.comparison.rows import Pair, Question, Rows
 from tunesmith.comparison.summary import Answered, Summary, answered, summarize
-from tunesmith.data.ledger import Ledger, LedgerEntry
+from tunesmith.data.ledger import Ledger, LedgerEntry, write_ledgers
 from tunesmith.data.types import Branch, Tree
 from tunesmith.recipe.load import parse_recipe
 from tunesmith.recipe.models import Compare, Recipe, Style
@@ -80,7 +80,7 @@ def hostile_report(root: Path) -> tuple[RunFolder, Recipe, Summary, list[Answere
     manifest |= {"tunesmith": HOSTILE, "git": HOSTILE, "platform": HOSTILE, "packages": {HOSTILE: HOSTILE}}
     folder.manifest_path.write_text(json.dumps(manifest), "utf-8")
     entry = LedgerEntry(HOSTILE, "0" * 64, HOSTILE, "train", HOSTILE, "dropped", HOSTILE, 0, 0, 0)
-    Ledger([entry]).write_parquet(folder.ledger_path)
+    write_ledgers(folder.ledger_path, [Ledger([entry])])
     for stage in ("sft", "dpo"):
         files = folder.stage(stage).create()
         for step in range(1, 61):

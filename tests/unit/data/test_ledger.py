@@ -48,7 +48,7 @@ def test_parquet_round_trip(tmp_path: Path) -> None:
     assert len(read_parquet(path)) == 5
     assert read_parquet(path).summary() == Ledger(ENTRIES).summary()
     assert {each.stage for each in Ledger(path=path, stage="other")} == {"other"}
-    Ledger().write_parquet(path)
+    write_ledgers(path, [Ledger()])
     assert list(read_parquet(path)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.parquet"]
 
@@ -66,7 +66,7 @@ def test_rows_that_come_in_batches_are_all_written(tmp_path: Path) -> None:
 
 def test_undrawn_rows_are_dropped_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "ledger.parquet"
-    Ledger(ENTRIES).write_parquet(path)
+    write_ledgers(path, [Ledger(ENTRIES)])
     drop_rows(path, np.array([True, False, False, False, False]), reason="not drawn: why")
     first, *others = read_parquet(path)
     assert (first.outcome, first.reason, first.tokens, first.trained_tokens) == ("dropped", "not drawn: why", 0, 0)

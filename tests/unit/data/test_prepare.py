@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests.unit.data.build import CHATML, GEMMA, byte_tokenizer, renderer, source, write_jsonl
-from tunesmith.data.ledger import summarize
 from tunesmith.data.notes import histogram
 from tunesmith.data.prepare import Prepared, prepare_stage, read_examples
 from tunesmith.data.render import Renderer
@@ -47,7 +46,7 @@ def test_every_row_is_in_the_ledger_with_its_fate(tmp_path: Path) -> None:
         prepared.train[0].num_trained,
     )
     assert (kept.stage, kept.split, kept.source) == ("one", "train", str(path))
-    assert sum(count.num_rows for count in summarize(prepared.ledger)) == 4
+    assert sum(count.num_rows for count in prepared.ledger.summary()) == 4
 
 
 def test_notes_say_format_drops_duplicates_and_template(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tunesmith.data.plan import plan_forests
-from tunesmith.data.store import Joined, StoreWriter, TreeStore, digest_of, pack, sizes_of, take, write_store
+from tunesmith.data.store import Joined, StoreWriter, TreeStore, digest_of, pack, sizes_of, take
 from tunesmith.data.types import Branch, Tree
 
 
@@ -22,6 +22,13 @@ def random_trees(count: int, seed: int = 0) -> list[Tree]:
         return Tree(f"dätei:{number}", rng.integers(0, 99, int(rng.integers(0, 6))).astype(np.int32), tuple(branches))
 
     return [one(number) for number in range(count)]
+
+
+def write_store(folder: Path, trees: list[Tree]) -> TreeStore:
+    writer = StoreWriter(folder)
+    writer.append(pack(trees))
+    writer.close()
+    return TreeStore(folder)
 
 
 def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
