@@ -63,7 +63,7 @@ def train(engine: Engine, workload: Workload, method: str, machine: Machine, for
     trainable = trainable_parameters(engine.model)
     optimizer = make_adamw(trainable, learning_rate=workload.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
     losses = []
-    with training_mode(engine.model, dropout="off", gradient_checkpointing=False):
+    with training_mode(engine.model, dropout="off", gradient_checkpointing="none"):
         for step in range(workload.num_steps):
             batch = rows.part(range(step * workload.pairs_per_step, (step + 1) * workload.pairs_per_step))
             result = accumulate(engine, batch, objective=objective, forest_tokens=forest_tokens, machine=machine)

@@ -10,10 +10,11 @@ import torch.multiprocessing as mp
 
 from tests.support.ranks import cases, compute, rank_main, read
 from tests.support.training import MACHINE, answer_trees, assert_gradients_equal, full_engine, pair_trees
+from tunesmith.data.plan import deal
 from tunesmith.objectives import supervised
 from tunesmith.runs.records import Record, read_records
 from tunesmith.train.evaluate import evaluate
-from tunesmith.train.step import Batch, deal
+from tunesmith.train.step import Batch
 
 
 @pytest.fixture(scope="module")

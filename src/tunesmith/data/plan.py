@@ -42,6 +42,17 @@ def plan_forests(trees: Sequence[Tree], forest_tokens: int) -> list[list[int]]:
     return sorted(sorted(forest) for forest in forests)
 
 
+def deal(trees: Sequence[Tree], world_size: int) -> list[list[int]]:
+    """Indices of the trees of each rank: the longest first, each to the rank with the fewest tokens so far."""
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    loads = [0] * world_size
+    for index in sorted(range(len(trees)), key=lambda index: (-trees[index].num_tokens, index)):
+        rank = loads.index(min(loads))
+        shares[rank].append(index)
+        loads[rank] += trees[index].num_tokens
+    return [sorted(share) for share in shares]
+
+
 def num_steps(num_examples: int, batch_size: int, epochs: int) -> int:
     """Steps of all epochs; the last step of an epoch may be short, none is empty."""
     return epochs * -(-num_examples // batch_size)

@@ -13,13 +13,14 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from tunesmith.data.types import Tree
-from tunesmith.engine.attention import ForestLayout, use_forest_attention
+from tunesmith.engine.attention import use_forest_attention
 from tunesmith.engine.forest import build_forest
+from tunesmith.engine.layout import ForestLayout, Kernel
 from tunesmith.engine.logprobs import Head, Logprobs, token_logprobs
 from tunesmith.engine.plain import plain_logprobs
 from tunesmith.model.added_tokens import embedded
 
-Backend = Literal["sdpa", "plain"]
+Backend = Kernel | Literal["plain"]
 
 VERSION = 1
 """Part of the reference cache's key: raise it when a change moves log-probs by more than rounding."""
@@ -29,9 +30,9 @@ VERSION = 1
 class Engine:
     """A model and the way its trees are computed.
 
-    backend `sdpa`: forests through the forest attention. `plain`: one branch at a time through the model's
-    own attention, for models that the parity check refuses. With `sdpa` the model stays switched to the forest
-    attention between calls; wrap generation in `ordinary_attention`.
+    backend `sdpa`, `varlen`, `flex`: forests through the forest attention, which runs on that kernel. `plain`: one
+    branch at a time through the model's own attention, for models that the parity check refuses. But for `plain` the
+    model stays switched to the forest attention between calls; wrap generation in `ordinary_attention`.
     """
 
     model: PreTrainedModel
@@ -54,7 +55,7 @@ class Engine:
             position_ids=forest.positions_T[None],
             attention_mask=None,
             use_cache=False,
-            forest_layout=ForestLayout(forest.spans),
+            forest_layout=ForestLayout(forest.spans, self.backend),
         ).last_hidden_state
         source_NH = hidden[0].index_select(0, forest.source_N)
         logprob_N = token_logprobs(source_NH, forest.target_N, Head.of(self.model), chunk_bytes=self.chunk_bytes)

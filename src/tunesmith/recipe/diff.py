@@ -9,8 +9,9 @@ A change is safe when the steps that were already taken would have been the same
 - cadence: `data_workers`, `save_every`, `keep_checkpoints`, and `eval_every` while the last step is kept (with
   `keep: best` the evaluations choose the result);
 - comparison: everything under `compare`, which reads finished stages;
-- rounding: `threads`, `forest_tokens`, `gradient_checkpointing`. They exist to get past a full memory, and change
-  sums in their last bits only. A run resumed so is equal to an uninterrupted one to rounding, no longer bitwise;
+- rounding: `threads`, `memory`, `forest_tokens`, `gradient_checkpointing`, `offload_activations`, and the model's
+  `attention`, `kernels` and `compile`. They exist to get past a full memory or to save time, and change sums in their
+  last bits only. A run resumed so is equal to an uninterrupted one to rounding, no longer bitwise;
 - more steps: a raised `epochs` or `max_steps` of the last stage whose learning rate is constant and without
   warm-up. Every other schedule spans all steps, so that more of them change the first ones; and a later stage
   has started from this one's end.
@@ -34,6 +35,7 @@ _TOP: dict[str, Kind] = {
     "runs_folder": "place",
     "compare": "comparison",
     "threads": "rounding",
+    "memory": "rounding",
     "data_workers": "cadence",
 }
 _STAGE: dict[str, Kind] = {
@@ -41,7 +43,9 @@ _STAGE: dict[str, Kind] = {
     "keep_checkpoints": "cadence",
     "forest_tokens": "rounding",
     "gradient_checkpointing": "rounding",
+    "offload_activations": "rounding",
 }
+_MODEL: dict[str, Kind] = {"attention": "rounding", "kernels": "rounding", "compile": "rounding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ def diff_recipes(old: Recipe, new: Recipe) -> list[Change]:
 
 
 def _kind(path: KeyPath, old: Recipe, new: Recipe) -> Kind:
+    if path[0] == "model":
+        return _MODEL.get(str(path[1]), "unsafe")
     if path[0] != "stages":
         return _TOP.get(str(path[0]), "unsafe")
     number = path[1] if len(path) > 1 else None

@@ -74,8 +74,17 @@ class Model(Strict):
     """Commit of a Hugging Face model id; null takes the newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the frozen weights and the forward pass; auto: bfloat16 where the card has it, float32 on a CPU."""
-    quantization: Literal["none", "nf4"] = "none"
-    """nf4: 4-bit base weights with double quantization (needs bitsandbytes and LoRA)."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """nf4: 4-bit base weights with double quantization; int8: 8-bit base weights. Both need bitsandbytes and LoRA."""
+    attention: Literal["auto", "varlen", "flex", "sdpa", "plain"] = "auto"
+    """How a micro-batch attends; every choice is checked against the plain forward before it is used. varlen:
+    flash-style kernels over spans; flex: FlexAttention, compiled; sdpa: a loop over spans, on every device; plain: one
+    answer at a time through the model's own attention; auto: the fastest that passes here."""
+    kernels: Literal["auto", "torch", "liger"] = "auto"
+    """Kernels of norms, rotary embeddings and gated layers. liger: fused ones, on a GPU with liger-kernel installed;
+    auto: liger where it is there and passes the check; torch: the model's own."""
+    compile: bool = False
+    """Compile the layers' elementwise parts (torch.compile): half a minute at the start, then faster steps."""
     chat_template: str | None = None
     """A Jinja file, or the built-in `plain` or `chatml`; null uses the model's own, and where it has none `chatml` if
     the tokenizer holds its tokens, else `plain`."""
@@ -211,10 +220,17 @@ class StageBase(Strict):
     """Gradients are scaled down to this global norm; 0 switches clipping off."""
     tuning: Tuning = Field(default_factory=Lora)
     """Which weights are trained."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW, its moments in float32 or in 8 bits (Dettmers et al. 2021); paged: moments move to the host's memory when
+    the card is full. All but adamw need bitsandbytes."""
+    gradient_checkpointing: Literal["none", "selective", "full"] | None = None
+    """Recompute activations in the backward pass. full: of every layer, about a third more time, least memory;
+    selective: of a layer's cheap parts; none: nothing; null: the first of none, selective and full that fits."""
+    offload_activations: bool = False
+    """Keep activations in the host's memory between forward and backward: less memory on the card, more time."""
     forest_tokens: Tokens | None = Field(None, ge=1)
-    """Tokens of a micro-batch; null lets the engine choose. It cannot change the result, only time and memory."""
+    """Tokens of a micro-batch; null: what fits, found by a trial on the longest rows. It cannot change the result,
+    only time and memory."""
     eval_every: Steps = Field(0, ge=0)
     """Steps between evaluations on the held-out rows; 0: only at the end."""
     save_every: Steps = Field(100, ge=0)
@@ -314,6 +330,9 @@ class Recipe(Strict):
     """Every random draw is keyed by it."""
     runs_folder: str = Field("runs", min_length=1)
     """Where run folders are made, relative to the working directory."""
+    memory: str = Field("auto", pattern=r"^(auto|fixed|[0-9]+(\.[0-9]+)?(GB|GiB))$")
+    """auto: whatever a stage leaves open (`forest_tokens`, `gradient_checkpointing`) is chosen so that it fits the
+    device; a size such as 16GB: so that it fits that much; fixed: nothing is chosen or tried."""
     threads: Threads = Field(0, ge=0)
     """CPU threads; 0 takes every core this process may use."""
     data_workers: Workers = Field(0, ge=0)

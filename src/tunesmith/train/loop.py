@@ -162,7 +162,7 @@ def _train(session: Session, state: State) -> StageOutcome:
     modes = training_mode(
         session.engine.model,
         dropout=_dropout_of(session),
-        gradient_checkpointing=session.stage.gradient_checkpointing,
+        gradient_checkpointing=session.stage.gradient_checkpointing or "none",
     )
     with modes, stop_requests() as stop:
         while state.step < session.num_steps:

@@ -21,6 +21,10 @@ Dropout = Literal["model", "adapter", "off"]
 """model: every dropout that the model and its adapter define; adapter: the adapter's alone; off: none."""
 
 
+Checkpointing = Literal["none", "selective", "full"]
+"""What of the activations is recomputed in the backward pass."""
+
+
 @contextmanager
 def restored_modes(model: nn.Module) -> Iterator[None]:
     """Every module is in train or eval mode as before, afterwards."""
@@ -41,19 +45,19 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def training_mode(model: PreTrainedModel, *, dropout: Dropout, gradient_checkpointing: bool) -> Iterator[None]:
+def training_mode(model: PreTrainedModel, *, dropout: Dropout, gradient_checkpointing: Checkpointing) -> Iterator[None]:
     """The modes of a stage: its dropouts, and checkpointing of activations where it is wanted.
 
     Raises ModelError where the model's layers cannot be checkpointed.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if gradient_checkpointing and not layers:
-        where, remedy = type(model).__name__, "Set `gradient_checkpointing: false`."
+    if gradient_checkpointing != "none" and not layers:
+        where, remedy = type(model).__name__, "Set `gradient_checkpointing: none`."
         raise ModelError("this model's layers have no gradient checkpointing.", where=where, remedy=remedy)
     before = [layer.gradient_checkpointing for layer in layers]
     with restored_modes(model):
         for layer in layers:
-            layer.gradient_checkpointing = gradient_checkpointing
+            layer.gradient_checkpointing = gradient_checkpointing != "none"
             # Not transformers' own switch: it makes the embeddings want a gradient, and leaves them so. Reentrant
             # checkpointing would need that, and without it leave lora_B at 0; this kind does not.
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]

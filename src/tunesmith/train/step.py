@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tunesmith.data.plan import plan_forests
+from tunesmith.data.plan import deal, plan_forests
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import Logprobs
@@ -87,17 +87,6 @@ def num_read(tree: Tree) -> list[int]:
     """Trained tokens of each branch that have a token before them: those that the engine returns log-probs of."""
     unread = 1 if len(tree.prompt_ids) == 0 else 0
     return [int(branch.trained[unread:].sum()) for branch in tree.branches]
-
-
-def deal(trees: Sequence[Tree], world_size: int) -> list[list[int]]:
-    """Indices of the trees of each rank: the longest first, each to the rank with the fewest tokens so far."""
-    shares: list[list[int]] = [[] for _ in range(world_size)]
-    loads = [0] * world_size
-    for index in sorted(range(len(trees)), key=lambda index: (-trees[index].num_tokens, index)):
-        rank = loads.index(min(loads))
-        shares[rank].append(index)
-        loads[rank] += trees[index].num_tokens
-    return [sorted(share) for share in shares]
 
 
 def micro_batches(batch: Batch, forest_tokens: int, machine: Machine) -> Iterator[Micro]:

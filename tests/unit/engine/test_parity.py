@@ -7,8 +7,9 @@ import torch
 
 from tests.support.models import tiny_model
 from tests.support.trees import random_trees
-from tunesmith.engine import attention
+from tunesmith.engine.attention import NAME, ordinary_attention
 from tunesmith.engine.engine import Engine
+from tunesmith.engine.layout import ForestLayout
 from tunesmith.engine.parity import check_parity, checked_engine
 from tunesmith.engine.plain import plain_logprobs
 from tunesmith.errors import ResourceError
@@ -47,10 +48,10 @@ def test_models_that_mix_along_the_sequence_fall_back(family: str, changes: dict
 def test_a_leak_between_trees_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
 
-    def leaky(self: attention.ForestLayout, num_queries: int, num_keys: int, *_: object) -> None:
+    def leaky(self: ForestLayout, num_queries: int, num_keys: int, *_: object) -> None:
         return None  # is_causal, aligned top-left: wrong for every further branch
 
-    monkeypatch.setattr(attention.ForestLayout, "mask", leaky)
+    monkeypatch.setattr(ForestLayout, "mask", leaky)
     assert not check_parity(model, random_trees(SHAPES, vocabulary=96)).passed
 
 
@@ -67,9 +68,9 @@ def test_generation_through_the_forest_attention_is_refused() -> None:
     Engine(model).logprobs(random_trees(SHAPES, vocabulary=96))
     with pytest.raises(RuntimeError, match="ordinary_attention"):
         model(input_ids=torch.tensor([[3, 4, 5]]))
-    with attention.ordinary_attention(model):
+    with ordinary_attention(model):
         model(input_ids=torch.tensor([[3, 4, 5]]))
-    assert model.config._attn_implementation == attention.NAME
+    assert model.config._attn_implementation == NAME
 
 
 def test_a_full_memory_is_said_and_is_no_verdict_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

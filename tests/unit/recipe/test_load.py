@@ -100,8 +100,8 @@ def test_an_override_of_a_mapping_replaces_what_was_below(file: Path) -> None:
         ("beta: 1", "epochs: true", "recipe.yaml:11:13: stages[1].epochs: must be a whole number, not true"),
         (
             "beta: 1",
-            "gradient_checkpointing: no",
-            "recipe.yaml:11:29: stages[1].gradient_checkpointing: must be true or false, not 'no'",
+            "offload_activations: no",
+            "recipe.yaml:11:26: stages[1].offload_activations: must be true or false, not 'no'",
         ),
         ("name: demo", "name: 3", "recipe.yaml:1:7: name: must be text, not 3"),
         (

@@ -11,7 +11,7 @@ from tests.support.training import MACHINE, answer_trees, full_engine, lora_engi
 from tunesmith.errors import ModelError
 from tunesmith.objectives import dpo, supervised
 from tunesmith.train.evaluate import check_reference, evaluate
-from tunesmith.train.modes import Dropout, eval_mode, training_mode
+from tunesmith.train.modes import Checkpointing, Dropout, eval_mode, training_mode
 from tunesmith.train.step import Batch, score
 
 
@@ -35,8 +35,8 @@ def test_modes_are_restored_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("dropout", ["model", "adapter", "off"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_modes_are_restored_after_an_error(dropout: Dropout, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_modes_are_restored_after_an_error(dropout: Dropout, checkpointing: Checkpointing) -> None:
     model = lora_engine(dropout=0.1).model
     before = mixed(model)
     with (
@@ -70,12 +70,12 @@ def active_dropouts(model: nn.Module) -> set[str]:
 )
 def test_which_dropouts_are_on(dropout: Dropout, expected: set[str]) -> None:
     model = lora_engine(dropout=0.1, family="gpt2").model
-    with training_mode(model, dropout=dropout, gradient_checkpointing=False):
+    with training_mode(model, dropout=dropout, gradient_checkpointing="none"):
         assert active_dropouts(model) == expected
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_preference_stage_without_dropout_is_deterministic(checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_a_preference_stage_without_dropout_is_deterministic(checkpointing: Checkpointing) -> None:
     """Config dropout 0.5 everywhere, attention's too: two passes are equal bit by bit."""
     config = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5, "n_positions": 128}
     engine = full_engine("gpt2", **config)
@@ -93,7 +93,7 @@ def test_dropout_depends_on_the_key_alone_and_leaves_the_generator_as_it_was() -
     engine = lora_engine(dropout=0.5, moved=True)
     batch = Batch(pair_trees(2))
     torch.manual_seed(1)
-    with training_mode(engine.model, dropout="model", gradient_checkpointing=False):
+    with training_mode(engine.model, dropout="model", gradient_checkpointing="none"):
         first = score(engine, batch, forest_tokens=100, machine=MACHINE, seed_key="a")
         after_one = torch.rand(1)
         again = score(engine, batch, forest_tokens=100, machine=MACHINE, seed_key="a")
@@ -107,7 +107,7 @@ def test_model_that_cannot_checkpoint_is_refused() -> None:
     model.model.layers = nn.ModuleList()
     with (
         pytest.raises(ModelError, match="no gradient checkpointing"),
-        training_mode(model, dropout="off", gradient_checkpointing=True),
+        training_mode(model, dropout="off", gradient_checkpointing="full"),
     ):
         pass
 
