@@ -33,15 +33,9 @@ from tunesmith.runs.folder import RunFolder
 from tunesmith.train.loop import References, train_stage
 from tunesmith.train.progress import Observer
 
-CADENCE = {
-    "save_every",
-    "eval_every",
-    "keep_checkpoints",
-    "forest_tokens",
-    "gradient_checkpointing",
-    "offload_activations",
-}
-"""These and those change no weight beyond rounding: a finished stage stays finished when they change."""
+CADENCE = {"save_every", "eval_every", "keep_checkpoints"}
+MEMORY = {"forest_tokens", "gradient_checkpointing", "offload_activations"}
+"""Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
 LENGTH = {"epochs", "max_steps"}
 """Settings that may be raised after the end; whether the steps taken stay right, `recipe.diff` has decided."""
 
