@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import BinaryIO, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from tunesmith.data.types import Branch, Tree
 
 Array = npt.NDArray[np.int64]
+Length = TypeVar("Length", int, Array)
 SHA_BYTES = 32
 COUNTED_TREES = 1 << 10  # trees whose masks are summed at a time: a few MB
 FILES = ("tokens.i32", "trained.u8", "edges.i64", "first_edge.i64", "shas.bin", "ids.txt", "id_edges.i64", "order.i64")
@@ -42,12 +43,15 @@ class Packed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sizes:
-    """Of every tree: tokens computed, tokens trained, tokens without prefix sharing, and its longest row."""
+    """Of every tree: tokens computed, tokens trained, tokens without prefix sharing, its longest row, and the
+    (query, key) pairs that attend: every prompt token once, every branch token to the prompt and its own branch.
+    """
 
     num_tokens: Array
     num_trained: Array
     num_unshared: Array
     longest_row: Array
+    num_pairs: Array
 
 
 def pack(trees: Sequence[Tree]) -> Packed:
@@ -201,12 +205,19 @@ class TreeStore(Sequence[Tree]):
         longest = (
             np.maximum.reduceat(branch_lengths, np.cumsum(num_branches) - num_branches) if len(prompts) else prompts
         )
+        in_branches = (
+            np.add.reduceat(_triangle(branch_lengths), np.cumsum(num_branches) - num_branches)
+            if len(prompts)
+            else prompts
+        )
+        pairs = _triangle(prompts) + prompts * (ends - starts - prompts) + in_branches
         order = np.asarray(self._order)
         return Sizes(
             num_tokens=(ends - starts)[order],
             num_trained=self._num_trained(starts, ends)[order],
             num_unshared=(ends - starts + (num_branches - 1) * prompts)[order],
             longest_row=(prompts + longest)[order],
+            num_pairs=pairs[order],
         )
 
     def _num_trained(self, starts: Array, ends: Array) -> Array:
@@ -257,14 +268,26 @@ def sizes_of(trees: Sequence[Tree]) -> Sizes:
             np.concatenate([part.num_trained for part in parts]),
             np.concatenate([part.num_unshared for part in parts]),
             np.concatenate([part.longest_row for part in parts]),
+            np.concatenate([part.num_pairs for part in parts]),
         )
     rows = [len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches) for tree in trees]
+    pairs = [
+        _triangle(len(tree.prompt_ids))
+        + sum(len(tree.prompt_ids) * len(branch.ids) + _triangle(len(branch.ids)) for branch in tree.branches)
+        for tree in trees
+    ]
     return Sizes(
         np.array([tree.num_tokens for tree in trees], np.int64),
         np.array([tree.num_trained for tree in trees], np.int64),
         np.array([tree.num_unshared for tree in trees], np.int64),
         np.array(rows, np.int64),
+        np.array(pairs, np.int64),
     )
+
+
+def _triangle(length: Length) -> Length:
+    """Pairs of `length` tokens that attend causally to themselves."""
+    return length * (length + 1) // 2
 
 
 def digest_of(trees: Sequence[Tree]) -> str:

@@ -52,7 +52,7 @@ def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
 def test_sizes_are_those_of_the_trees(tmp_path: Path) -> None:
     trees = random_trees(40)
     store, plain = sizes_of(write_store(tmp_path / "store", trees)), sizes_of(trees)
-    for name in ("num_tokens", "num_trained", "num_unshared", "longest_row"):
+    for name in ("num_tokens", "num_trained", "num_unshared", "longest_row", "num_pairs"):
         assert getattr(store, name).tolist() == getattr(plain, name).tolist()
     assert plain.num_tokens.tolist() == [tree.num_tokens for tree in trees]
     assert plan_forests(TreeStore(tmp_path / "store"), 40) == plan_forests(trees, 40)
