@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from tunesmith.data.types import Tree
 from tunesmith.engine.attention import use_forest_attention
 from tunesmith.engine.forest import build_forest
+from tunesmith.engine.head import Head
 from tunesmith.engine.layout import ForestLayout, Kernel
-from tunesmith.engine.logprobs import Head, Logprobs, token_logprobs
+from tunesmith.engine.logprobs import Logprobs, token_logprobs
 from tunesmith.engine.plain import plain_logprobs
 from tunesmith.model.added_tokens import embedded
 
@@ -38,12 +40,25 @@ class Engine:
     model: PreTrainedModel
     backend: Backend = "sdpa"
     chunk_bytes: int | None = None
+    autocast: torch.dtype | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the forward pass computes in."""
+        return self.autocast or self.model.dtype
 
     def logprobs(self, trees: Sequence[Tree]) -> Logprobs:
         """Log-probs of every trained token of `trees` as one micro-batch, in tree, branch and token order.
 
-        Keeps the autograd graph unless gradients are switched off. Modes (train, eval) are the caller's.
+        Keeps the autograd graph unless gradients are switched off. Modes (train, eval) are the caller's. Log-probs
+        are float32 also under `autocast`, which holds here so that training, evaluation and reference agree.
         """
+        if self.autocast is None:
+            return self._logprobs(trees)
+        with torch.autocast(self.model.device.type, dtype=self.autocast):
+            return self._logprobs(trees)
+
+    def _logprobs(self, trees: Sequence[Tree]) -> Logprobs:
         if self.backend == "plain":
             return plain_logprobs(self.model, trees)
         use_forest_attention(self.model)

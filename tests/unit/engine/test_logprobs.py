@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tunesmith.engine.logprobs import Head, Logprobs, token_logprobs
+from tunesmith.engine import logprobs
+from tunesmith.engine.head import Head
+from tunesmith.engine.logprobs import Logprobs, token_logprobs
 
 N, H, V = 11, 6, 17
 
@@ -27,24 +29,33 @@ def _judge(head: Head, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
     logits_NV = logits_NV * head.scale
     if head.softcap is not None:
         logits_NV = head.softcap * torch.tanh(logits_NV / head.softcap)
+    logits_NV = logits_NV / head.temperature
     return logits_NV.log_softmax(-1).gather(-1, target_N[:, None]).squeeze(-1)
 
 
 @pytest.mark.parametrize("trainable", [False, True])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, None), (1.0, 1.5), (3.0, 2.0)])
-@pytest.mark.parametrize("rows", [1, 4, 11, 100])
+@pytest.mark.parametrize("rows", [1, 4, 100])
+@pytest.mark.parametrize(("columns", "temperature"), [(3, 0.7), (V - 1, 1.0), (V, 2.0)])
 def test_values_and_gradients_equal_a_plain_log_softmax(
-    trainable: bool, scale: float, softcap: float | None, rows: int
+    monkeypatch: pytest.MonkeyPatch,
+    trainable: bool,
+    scale: float,
+    softcap: float | None,
+    rows: int,
+    columns: int,
+    temperature: float,
 ) -> None:
     module, hidden_NH, target_N = _case(bias=True)
     module.requires_grad_(trainable)
-    head = Head(module, scale, softcap)
+    monkeypatch.setitem(logprobs.TILE_COLUMNS, "cpu", columns)
+    head = Head(module, scale, softcap, temperature=temperature)
     weights_N = torch.linspace(-1, 2, N)
     wanted = [hidden_NH, *head.trainable()]
 
     want_N = _judge(head, hidden_NH, target_N)
     want_grads = torch.autograd.grad((want_N * weights_N).sum(), wanted)
-    got_N = token_logprobs(hidden_NH, target_N, head, chunk_bytes=rows * V * 4)
+    got_N = token_logprobs(hidden_NH, target_N, head, chunk_bytes=rows * columns * 4)
     got_grads = torch.autograd.grad((got_N * weights_N).sum(), wanted)
 
     assert got_N.dtype == torch.float32
@@ -88,33 +99,56 @@ def test_an_adapted_head_trains_its_adapter() -> None:
         torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-6)
 
 
-def test_no_more_than_a_chunk_of_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("trained", [False, True])
+def test_no_more_than_a_tile_of_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
     module, hidden_NH, target_N = _case()
-    module.requires_grad_(False)
-    seen: list[int] = []
-    real = Head.logits
+    module.requires_grad_(trained)
+    monkeypatch.setitem(logprobs.TILE_COLUMNS, "cpu", 10)
+    seen: list[tuple[int, int]] = []
+    real = logprobs._tile
 
-    def spy(self: Head, hidden_CH: Tensor) -> Tensor:
-        seen.append(len(hidden_CH))
-        return real(self, hidden_CH)
+    def spy(head: Head, hidden_CH: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        seen.append((len(hidden_CH), stop - start))
+        return real(head, hidden_CH, start, stop)
 
-    monkeypatch.setattr(Head, "logits", spy)
-    token_logprobs(hidden_NH, target_N, Head(module), chunk_bytes=4 * V * 4).sum().backward()
-    assert seen == [4, 4, 3]  # and none is made again in the backward
+    monkeypatch.setattr(logprobs, "_tile", spy)
+    token_logprobs(hidden_NH, target_N, Head(module), chunk_bytes=4 * 10 * 4).sum().backward()
+    once = [(rows, columns) for rows in (4, 4, 3) for columns in (10, 7)]
+    assert seen == once * (2 if trained else 1)  # a frozen head makes none again in the backward
 
 
-def test_a_trained_head_recomputes_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, hidden_NH, target_N = _case()
-    seen: list[int] = []
-    real = Head.logits
+@pytest.mark.parametrize("trained", [False, True])
+def test_real_sizes_stay_within_1e_5_of_float64(trained: bool) -> None:
+    """Logits from -60 to 60, as of a confident model, over several tiles of columns."""
+    torch.manual_seed(3)
+    module = nn.Linear(64, 5000, bias=False).requires_grad_(trained)
+    with torch.no_grad():
+        module.weight.mul_(20)
+    hidden_NH, target_N = (2 * torch.randn(96, 64)).requires_grad_(), torch.randint(0, 5000, (96,))
+    wanted = [hidden_NH, *([module.weight] if trained else [])]
+    exact_N = _judge(Head(module), hidden_NH, target_N)
+    exact_grads = torch.autograd.grad(exact_N.sum(), wanted)
+    got_N = token_logprobs(hidden_NH, target_N, Head(module))
+    grads = torch.autograd.grad(got_N.sum(), wanted)
+    assert float((got_N - exact_N).detach().abs().max() / exact_N.abs().max()) < 1e-5
+    for grad, exact in zip(grads, exact_grads, strict=True):
+        assert float((grad - exact).abs().max() / exact.abs().max()) < 1e-5
 
-    def spy(self: Head, hidden_CH: Tensor) -> Tensor:
-        seen.append(len(hidden_CH))
-        return real(self, hidden_CH)
 
-    monkeypatch.setattr(Head, "logits", spy)
-    token_logprobs(hidden_NH, target_N, Head(module), chunk_bytes=4 * V * 4).sum().backward()
-    assert seen == [4, 4, 3, 4, 4, 3]
+@pytest.mark.parametrize("trained", [False, True])
+def test_autocast_computes_in_its_type_and_leaves_gradients_of_the_weights_in_float32(trained: bool) -> None:
+    module, hidden_NH, target_N = _case(bias=True)
+    module.requires_grad_(trained)
+    wanted = [hidden_NH, *Head(module).trainable()]
+    exact = torch.autograd.grad(_judge(Head(module), hidden_NH, target_N).sum(), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got_N = token_logprobs(hidden_NH, target_N, Head(module))
+    grads = torch.autograd.grad(got_N.sum(), wanted)  # outside of it, as a backward is
+    assert got_N.dtype == torch.float32
+    for grad, want in zip(grads, exact, strict=True):
+        assert grad.dtype == torch.float32
+        torch.testing.assert_close(grad, want.float(), rtol=0.1, atol=0.1)
+    assert not torch.equal(got_N, token_logprobs(hidden_NH, target_N, Head(module)))
 
 
 def test_bfloat16_logits_are_reduced_in_float32() -> None:
@@ -149,5 +183,5 @@ def test_nothing_trained_gives_nothing() -> None:
 
 
 def test_sums_per_branch() -> None:
-    logprobs = Logprobs(torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([0, 0, 2]), torch.tensor([0, 0, 1]))
-    assert logprobs.per_branch().tolist() == [-3.0, 0.0, -4.0]
+    some = Logprobs(torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([0, 0, 2]), torch.tensor([0, 0, 1]))
+    assert some.per_branch().tolist() == [-3.0, 0.0, -4.0]

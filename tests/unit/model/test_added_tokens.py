@@ -18,7 +18,7 @@ from tests.support.models import tiny_model
 from tests.support.trees import random_trees
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.logprobs import Head
+from tunesmith.engine.head import Head
 from tunesmith.engine.plain import plain_logprobs
 from tunesmith.errors import ModelError
 from tunesmith.model.adapters import add_adapter, continue_adapter, inner_model, load_adapter, merged, save_adapter
@@ -26,7 +26,7 @@ from tunesmith.model.added_tokens import AddedTokens, add_tokens, make_room
 from tunesmith.model.load import load_model
 from tunesmith.model.policy import Policy, Weights, policy_for_reading, policy_for_training, save_policy
 from tunesmith.recipe.models import Full, Lora, Model
-from tunesmith.train.optim import make_adamw, trainable_parameters
+from tunesmith.train.optim import make_optimizer, trainable_parameters
 
 CHATML = ("<|im_start|>", "<|im_end|>")
 V = 96  # rows of the tiny models
@@ -131,7 +131,7 @@ def test_the_added_rows_train_and_the_rest_of_the_embeddings_is_frozen(tied: boo
     rows = {name: parameter for name, parameter in trainable.items() if "lora" not in name}
     assert [tuple(parameter.shape) for parameter in rows.values()] == [(2, 32)] * (1 if tied else 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = make_adamw(trainable, learning_rate=1e-2, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = make_optimizer(trainable, kind="adamw", learning_rate=1e-2, betas=(0.9, 0.999), weight_decay=0.0)
     (-Engine(model).logprobs(_trees()).logprob_N.sum()).backward()
     optimizer.step()
     for name, tensor in model.state_dict().items():
