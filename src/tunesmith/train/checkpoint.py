@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -38,7 +38,11 @@ Identity = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The loop's own state. There is no sampler and no generator in it: those are functions of the step."""
+    """The loop's own state. There is no sampler and no generator in it: those are functions of the step.
+
+    num_skipped: steps without an update, of all steps; skips_in_row: of the last ones; scaler: the loss scale's own
+    state. They are of float16 alone, and absent from checkpoints that were made before it.
+    """
 
     step: int
     num_steps: int
@@ -48,6 +52,9 @@ class State:
     threads: int
     torch_version: str
     identity: Identity
+    num_skipped: int = 0
+    skips_in_row: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,32 +25,50 @@ _NOISE_FACTOR = 5.0
 """A difference is refused above this many times what another packing of the same rows makes."""
 
 
-def evaluate(engine: Engine, batch: Batch, *, objective: Objective, forest_tokens: int, machine: Machine) -> Record:
-    """num_examples, num_trained, loss and the objective's metrics; dropout off, modes restored."""
+def evaluate(
+    engine: Engine,
+    batch: Batch,
+    *,
+    objective: Objective,
+    forest_tokens: int,
+    machine: Machine,
+    tree_tokens: int | None = None,
+) -> Record:
+    """num_examples, num_trained, loss and the objective's metrics; dropout off, modes restored.
+
+    Raises MemoryFullError where memory runs out.
+    """
     with eval_mode(engine.model):
-        logprob_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine)
+        logprob_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine, tree_tokens=tree_tokens)
     result = judge(batch, logprob_N, objective)
     means: Record = {name: value.mean() for name, value in result.metrics.items()}
     return {"num_examples": len(batch.trees), "num_trained": len(logprob_N), "loss": result.loss.mean(), **means}
 
 
 def check_reference(
-    engine: Engine, batch: Batch, *, objective: Objective, forest_tokens: int, machine: Machine
+    engine: Engine,
+    batch: Batch,
+    *,
+    objective: Objective,
+    forest_tokens: int,
+    machine: Machine,
+    tree_tokens: int | None = None,
 ) -> tuple[float, float]:
     """At the start the policy is its own reference: returns the loss there, and the loss that this implies (ln 2).
 
     Raises NumericsError where they differ by more than 1e-5, or, where the forward pass is coarser than float32,
     by more than packing the same rows otherwise does: then the reference is of another model, or dropout is on.
+    Raises MemoryFullError where memory runs out.
     """
     with eval_mode(engine.model):
-        logprob_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine)
+        logprob_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine, tree_tokens=tree_tokens)
         reference_N = batch.reference_N(machine.device)
         assert reference_N is not None
         found, expected = judge(batch, logprob_N, objective), judge(batch, reference_N, objective)
         difference = _difference(found, expected)
         if difference <= _TOLERANCE:
             return found.loss.mean(), expected.loss.mean()
-        alone_N = score(engine, batch, forest_tokens=1, machine=machine)
+        alone_N = score(engine, batch, forest_tokens=1, machine=machine, tree_tokens=tree_tokens)
     lengths = [sum(num_read(tree)) for tree in batch.trees]
     again = Batch(batch.trees, [part.cpu().numpy() for part in torch.split(logprob_N, lengths)])
     noise = _difference(judge(again, alone_N, objective), judge(again, logprob_N, objective))

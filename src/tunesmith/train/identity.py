@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from tunesmith.data.store import digest_of
 from tunesmith.data.types import Tree
 from tunesmith.recipe.models import CompletionStage, DpoStage, SftStage
@@ -28,6 +30,9 @@ _FREE = {
     *("train", "heldout", "heldout_fraction", "replay", "max_length"),
 }
 
+_LATER = {"optimizer": "adamw"}
+"""Settings that checkpoints of earlier releases do not name, and the value that they were made with."""
+
 
 def stage_identity(
     stage: StageRecipe,
@@ -38,14 +43,17 @@ def stage_identity(
     replay: Sequence[Tree],
     trainable: Trainable,
     inputs: Mapping[str, str],
+    autocast: torch.dtype | None = None,
 ) -> Identity:
     """Every setting that shapes the result, the rows and weights by hash; `inputs` are the caller's (base)."""
-    settings = {name: value for name, value in stage.model_dump(mode="json").items() if name not in _FREE}
+    dumped = stage.model_dump(mode="json")
+    settings = {name: value for name, value in dumped.items() if name not in _FREE and _LATER.get(name) != value}
     shapes = [f"{name}{list(parameter.shape)}" for name, parameter in trainable.items()]
     per_step = stage.replay.examples_per_step if isinstance(stage, SftStage) and stage.replay else 0
     return {
         **{f"stage.{name}": value for name, value in settings.items()},
         **{f"input.{name}": value for name, value in inputs.items()},
+        **({} if autocast is None else {"precision": str(autocast).removeprefix("torch.")}),
         "seed": seed,
         "replay.examples_per_step": per_step,
         "rows.train": _rows(train),

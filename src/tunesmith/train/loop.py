@@ -8,32 +8,36 @@ A step is a set of examples, a pure function of (seed, step). Steps count from 1
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from tunesmith.data.plan import num_steps, replay_examples, step_examples
+from tunesmith.data.plan import num_steps
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.errors import NumericsError, RecipeError, ResourceError, StoppedError
+from tunesmith.engine.retry import Budget, is_out_of_memory
+from tunesmith.errors import RecipeError, ResourceError, StoppedError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective
-from tunesmith.recipe.models import Lora, SftStage
+from tunesmith.recipe.models import Lora
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Record, append_record, sync_records
 from tunesmith.train.checkpoint import State, remove_older, save_checkpoint
 from tunesmith.train.evaluate import check_reference, evaluate
+from tunesmith.train.gradient import Gradient, step_gradient
 from tunesmith.train.identity import StageRecipe, reference_mean, stage_identity
-from tunesmith.train.modes import Dropout, training_mode
-from tunesmith.train.optim import Trainable, gradient_norm, make_adamw, optimizer_tensors, trainable_parameters, update
+from tunesmith.train.modes import Checkpointing, Dropout, training_mode
+from tunesmith.train.optim import Trainable, make_optimizer, optimizer_tensors, trainable_parameters, update
+from tunesmith.train.precision import make_scaler, refuse_endless_skips
 from tunesmith.train.progress import Observer, Silent
 from tunesmith.train.resume import load_weights_of, resume
+from tunesmith.train.retry import StageMemory
 from tunesmith.train.schedule import lr_multiplier
+from tunesmith.train.session import Session, step_batch
 from tunesmith.train.signals import stop_requests
-from tunesmith.train.step import Array, Batch, StepResult, accumulate, name_rows
+from tunesmith.train.step import Array, Batch
 
 References = tuple[Sequence[Array], Sequence[Array]]
 """Of the training trees and of the held-out trees: per tree one float32 log-prob a trained token."""
@@ -50,27 +54,6 @@ class StageOutcome:
     best_loss: float | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Session:
-    """Everything of a stage that stays as it is while it trains."""
-
-    engine: Engine
-    stage: StageRecipe
-    objective: Objective
-    train: Batch
-    heldout: Batch
-    replay: Sequence[Tree]
-    folder: StageFolder
-    seed: int
-    machine: Machine
-    observer: Observer
-    num_steps: int
-    steps_per_epoch: int
-    forest_tokens: int
-    trainable: Trainable
-    optimizer: torch.optim.AdamW
-
-
 def train_stage(
     *,
     engine: Engine,
@@ -85,11 +68,14 @@ def train_stage(
     machine: Machine,
     observer: Observer | None = None,
     inputs: Mapping[str, str] | None = None,
+    forest_tokens: int | None = None,
+    gradient_checkpointing: Checkpointing | None = None,
 ) -> StageOutcome:
     """Train one stage; where the folder has checkpoints, go on from the newest.
 
     The model must hold the stage's starting weights, trained ones float32 and marked by `requires_grad`. `inputs`
     names what else the result depends on (hashes of base and template); a checkpoint of other inputs is refused.
+    `forest_tokens` and `gradient_checkpointing`, where given, stand for the stage's: a plan has found what fits.
     Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
     if stage.keep == "best" and not heldout:
@@ -97,6 +83,10 @@ def train_stage(
         raise RecipeError("`keep: best` needs held-out rows.", where=f"stage {stage.name}", remedy=remedy)
     trainable = trainable_parameters(engine.model)
     steps = num_steps(len(train), stage.batch_size, stage.epochs)
+    folder = folder.create() if machine.is_main else folder
+    machine.barrier()
+    observer = (observer or Silent()) if machine.is_main else Silent()
+    checkpointing = gradient_checkpointing or stage.gradient_checkpointing or "none"
     session = Session(
         engine=engine,
         stage=stage,
@@ -104,31 +94,54 @@ def train_stage(
         train=Batch(train, references[0] if references else None),
         heldout=Batch(heldout, references[1] if references else None),
         replay=replay,
-        folder=folder.create() if machine.is_main else folder,
+        folder=folder,
         seed=seed,
         machine=machine,
-        observer=(observer or Silent()) if machine.is_main else Silent(),
+        observer=observer,
         num_steps=min(steps, stage.max_steps or steps),
         steps_per_epoch=num_steps(len(train), stage.batch_size, 1),
-        forest_tokens=stage.forest_tokens or machine.forest_tokens,
-        trainable=trainable,
-        optimizer=make_adamw(
-            trainable,
-            learning_rate=stage.learning_rate,
-            betas=(stage.adam_beta1, stage.adam_beta2),
-            weight_decay=stage.weight_decay,
+        gradient_checkpointing=checkpointing,
+        memory=StageMemory(
+            folder,
+            stage=stage.name,
+            forest_tokens=forest_tokens or stage.forest_tokens or machine.forest_tokens,
+            can_recompute=checkpointing != "full",
+            machine=machine,
+            observer=observer,
         ),
+        trainable=trainable,
+        optimizer=_optimizer(stage, trainable),
+        scaler=make_scaler(engine.dtype, machine.device),
     )
-    machine.barrier()
     fresh = _fresh_state(session, inputs or {})
     try:
         state = resume(
             session.folder, fresh, trainable, session.optimizer, machine=machine, warn=session.observer.noted
         )
+        if state.scaler:
+            session.scaler.load_state_dict(state.scaler)
         session.observer.started(stage.name, first_step=state.step, num_steps=session.num_steps)
         return _train(session, state)
     finally:
         session.observer.finished()
+
+
+def _optimizer(stage: StageRecipe, trainable: Trainable) -> torch.optim.Optimizer:
+    try:
+        return make_optimizer(
+            trainable,
+            kind=stage.optimizer,
+            learning_rate=stage.learning_rate,
+            betas=(stage.adam_beta1, stage.adam_beta2),
+            weight_decay=stage.weight_decay,
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        numbers = sum(parameter.numel() for parameter in trainable.values())
+        what = f"memory ran out while the optimizer's moments of {numbers:,} weights were made"
+        remedy = "Set `optimizer: adamw_8bit` (a quarter of it) or `paged_adamw_8bit`, or train fewer weights."
+        raise ResourceError(what, where=f"stage {stage.name}", remedy=remedy) from error
 
 
 def _fresh_state(session: Session, inputs: Mapping[str, str]) -> State:
@@ -141,6 +154,7 @@ def _fresh_state(session: Session, inputs: Mapping[str, str]) -> State:
         replay=session.replay,
         trainable=session.trainable,
         inputs=inputs,
+        autocast=session.engine.autocast,
     )
     return State(
         step=0,
@@ -162,12 +176,11 @@ def _train(session: Session, state: State) -> StageOutcome:
     modes = training_mode(
         session.engine.model,
         dropout=_dropout_of(session),
-        gradient_checkpointing=session.stage.gradient_checkpointing or "none",
+        gradient_checkpointing=session.gradient_checkpointing,
     )
     with modes, stop_requests() as stop:
         while state.step < session.num_steps:
-            state = replace(state, step=state.step + 1)
-            _step(session, state.step)
+            state = _step(session, replace(state, step=state.step + 1))
             state, is_best = _evaluate_if_due(session, state)
             number = session.machine.largest(stop.number)
             if number or is_best or _is_due(session, state.step, session.stage.save_every):
@@ -187,43 +200,32 @@ def _train(session: Session, state: State) -> StageOutcome:
     return StageOutcome(session.num_steps, resumed_step, result_step, state.best_step, state.best_loss)
 
 
-def step_batch(session: Session, step: int) -> tuple[Batch, int]:
-    """The trees of a step, and how many of them are the stage's own; the replayed texts follow those."""
-    indices = step_examples(len(session.train.trees), session.stage.batch_size, seed=session.seed, step=step - 1)
-    batch = session.train.part(indices)
-    if not session.replay or not isinstance(session.stage, SftStage) or session.stage.replay is None:
-        return batch, len(indices)
-    per_step = session.stage.replay.examples_per_step
-    chosen = replay_examples(len(session.replay), per_step, seed=session.seed, step=step - 1)
-    return Batch([*batch.trees, *(session.replay[index] for index in chosen)]), len(indices)
-
-
-def _step(session: Session, step: int) -> None:
+def _step(session: Session, state: State) -> State:
     """One update and its records; no update where anything is not finite."""
     start = time.monotonic()
+    step = state.step
     batch, num_own = step_batch(session, step)
     learning_rate = session.stage.learning_rate * lr_multiplier(
-        step, session.num_steps, warmup_fraction=session.stage.warmup_fraction, kind=session.stage.schedule
+        step - state.num_skipped,
+        session.num_steps,
+        warmup_fraction=session.stage.warmup_fraction,
+        kind=session.stage.schedule,
     )
-    result, norm = _gradient(session, batch, step)
-    update(
-        session.optimizer,
-        session.trainable,
-        learning_rate=learning_rate,
-        norm=norm,
-        max_norm=session.stage.max_grad_norm,
-    )
+    found = step_gradient(session, batch, step)
+    state, scaling = _update(session, state, found, learning_rate)
+    result = found.result
     seconds = time.monotonic() - start
     record: Record = {
         "step": step,
         "epoch": step / session.steps_per_epoch,
         "loss": result.loss.mean(),
         "lr": learning_rate,
-        "grad_norm": norm,
+        "grad_norm": found.norm,
         "num_examples": num_own,
         "num_replay": len(batch.trees) - num_own,
         "num_tokens": result.num_tokens,
         "num_trained": result.num_trained,
+        **scaling,
         **{name: value.mean() for name, value in result.metrics.items()},
     }
     timing: Record = {
@@ -237,52 +239,52 @@ def _step(session: Session, step: int) -> None:
         append_record(session.folder.metrics_path, record)
         append_record(session.folder.timings_path, timing)
     session.observer.stepped(record, timing)
+    refuse_endless_skips(
+        state.skips_in_row, session.scaler.get_scale(), where=f"stage {session.stage.name}, step {step}"
+    )
+    return state
 
 
-def _gradient(session: Session, batch: Batch, step: int) -> tuple[StepResult, float]:
-    """The step's gradient on the weights, and its norm; NumericsError where either is not finite."""
-    where = f"stage {session.stage.name}, step {step}"
-    remedy = "No update was made. Look at these rows; a lower learning rate or float32 may help."
-    try:
-        result = accumulate(
-            session.engine,
-            batch,
-            objective=session.objective,
-            forest_tokens=session.forest_tokens,
-            machine=session.machine,
-            seed_key=f"{session.seed}/{session.stage.name}/{step}",
+def _update(session: Session, state: State, found: Gradient, learning_rate: float) -> tuple[State, Record]:
+    """Update the weights, or skip the step where its gradients overflowed; what the record says of the loss scale."""
+    scale = session.scaler.get_scale()
+    if not found.overflowed:
+        update(
+            session.optimizer,
+            session.trainable,
+            learning_rate=learning_rate,
+            norm=found.norm,
+            max_norm=session.stage.max_grad_norm,
         )
-    except NumericsError as error:
-        session.optimizer.zero_grad()
-        raise NumericsError(error.what, where=where, remedy=remedy) from error
-    except torch.OutOfMemoryError as error:
-        longest = max(batch.trees, key=lambda tree: tree.num_tokens)
-        what = f"the device's memory is full; the longest row, {longest.id}, has {longest.num_tokens} tokens."
-        half = max(1, session.forest_tokens // 2)
-        raise ResourceError(
-            what, where=where, remedy=f"Try `forest_tokens: {half}`: the result is the same."
-        ) from error
-    if step == 1 and result.num_untouched:
-        session.observer.noted(f"{result.num_untouched} trained tensors got no gradient in step 1.")
-    norm = gradient_norm(session.trainable.values())
-    if not math.isfinite(norm) or not math.isfinite(result.loss.mean()):
-        session.optimizer.zero_grad()
-        rows = name_rows([tree.id for tree in batch.trees])
-        what = f"loss {result.loss.mean()}, gradient norm {norm}; the step's rows: {rows}."
-        raise NumericsError(what, where=where, remedy=remedy)
-    return result, norm
+    session.scaler.update()
+    if not session.scaler.is_enabled():
+        return state, {}
+    if not found.overflowed:
+        return replace(state, skips_in_row=0), {"loss_scale": scale, "skipped": False}
+    session.observer.noted(
+        f"step {state.step}: gradients overflowed at a loss scale of {scale:g}, so no update was made; "
+        f"the scale is {session.scaler.get_scale():g} now"
+    )
+    skipped = replace(state, num_skipped=state.num_skipped + 1, skips_in_row=state.skips_in_row + 1)
+    return skipped, {"loss_scale": scale, "skipped": True}
 
 
 def _check_start(session: Session) -> None:
     if not session.objective.needs_reference:
         return
-    found, expected = check_reference(
-        session.engine,
-        step_batch(session, 1)[0],
-        objective=session.objective,
-        forest_tokens=session.forest_tokens,
-        machine=session.machine,
-    )
+    batch, _ = step_batch(session, 1)
+
+    def work(budget: Budget) -> tuple[float, float]:
+        return check_reference(
+            session.engine,
+            batch,
+            objective=session.objective,
+            forest_tokens=budget.forest_tokens,
+            tree_tokens=budget.tree_tokens,
+            machine=session.machine,
+        )
+
+    found, expected = session.memory.run(work, batch.trees, step=0, phase="eval")
     session.observer.noted(f"step 0: the policy is its reference, loss {found:.7f} (expected {expected:.7f})")
 
 
@@ -290,13 +292,18 @@ def _evaluate(session: Session, state: State) -> float | None:
     """Evaluate and record; the held-out loss, or None where nothing is held out."""
     if not session.heldout.trees:
         return None
-    figures = evaluate(
-        session.engine,
-        session.heldout,
-        objective=session.objective,
-        forest_tokens=session.forest_tokens,
-        machine=session.machine,
-    )
+
+    def work(budget: Budget) -> Record:
+        return evaluate(
+            session.engine,
+            session.heldout,
+            objective=session.objective,
+            forest_tokens=budget.forest_tokens,
+            tree_tokens=budget.tree_tokens,
+            machine=session.machine,
+        )
+
+    figures = session.memory.run(work, session.heldout.trees, step=state.step, phase="eval")
     record: Record = {"step": state.step, **figures}
     if session.machine.is_main:
         append_record(session.folder.eval_path, record)
@@ -326,7 +333,7 @@ def _save(session: Session, state: State) -> None:
             sync_records(path)
         save_checkpoint(
             session.folder.checkpoints,
-            state=state,
+            state=replace(state, scaler=session.scaler.state_dict()),
             weights=session.trainable,
             optimizer=optimizer_tensors(session.optimizer, session.trainable),
         )

@@ -172,7 +172,7 @@ def describe(record: Mapping[str, Value], timing: Mapping[str, Value]) -> str:
     parts = [f"loss {_number(record, 'loss'):.4f}"]
     if "accuracy" in record:
         parts.append(f"accuracy {_number(record, 'accuracy'):.2f}  margin {_number(record, 'margin'):.3f}")
-    parts.append(f"lr {_number(record, 'lr'):.2e}")
+    parts.append("skipped" if record.get("skipped") else f"lr {_number(record, 'lr'):.2e}")
     parts.append(f"{_number(timing, 'tokens_per_second'):,.0f} tokens/s")
     parts.append(f"{_number(timing, 'examples_per_second'):,.1f} examples/s")
     parts.append(f"{_number(timing, 'memory_bytes') / GIB:.2f} GiB")

@@ -36,7 +36,7 @@ def resume(
     folder: StageFolder,
     fresh: State,
     trainable: Trainable,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     *,
     machine: Machine,
     warn: Callable[[str], None],
@@ -58,7 +58,15 @@ def resume(
     except (KeyError, ValueError) as error:
         raise ResumeError(f"{OPTIMIZER} does not fit this stage: {error}.", where=str(checkpoint.path)) from error
     saved = checkpoint.state
-    return replace(fresh, step=saved.step, best_step=saved.best_step, best_loss=saved.best_loss)
+    return replace(
+        fresh,
+        step=saved.step,
+        best_step=saved.best_step,
+        best_loss=saved.best_loss,
+        num_skipped=saved.num_skipped,
+        skips_in_row=saved.skips_in_row,
+        scaler=saved.scaler,
+    )
 
 
 def load_weights_of(folder: StageFolder, step: int, trainable: Trainable) -> None:

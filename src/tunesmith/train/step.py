@@ -7,23 +7,29 @@ The count that divides is taken over the whole step before the first backward. E
 and computes its share; the log-probs of all trees meet in one vector, so that losses and metrics are those of the
 whole step in the order of its trees, however it was split.
 
+Where memory runs out on any rank, all of them drop what they have and raise MemoryFullError; the caller does the step
+again in smaller forests. A tree whose branches are in different forests gets its loss as the methods do whose trees
+depend on one another: every trained token's coefficient is fixed by a scoring pass without gradient.
+
 Shapes: N trained tokens of the step (of a forest where it says so), B branches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
-from tunesmith.data.plan import deal, plan_forests
+from tunesmith.data.plan import deal
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import Logprobs
+from tunesmith.engine.retry import Budget, MemoryFullError, memory_problem
 from tunesmith.errors import NumericsError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective, Result, Sum
@@ -65,11 +71,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Micro:
-    """One micro-batch of a step: its number in the step on this rank, its trees, and its trained tokens' places."""
+    """One micro-batch of a step: its number in the step on this rank, its trees, and its trained tokens' places.
+
+    split: the numbers, in the step, of trees that stand here with one branch only; empty where all trees are whole.
+    """
 
     number: int
     batch: Batch
     places_N: Tensor
+    split: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,26 +99,66 @@ def num_read(tree: Tree) -> list[int]:
     return [int(branch.trained[unread:].sum()) for branch in tree.branches]
 
 
-def micro_batches(batch: Batch, forest_tokens: int, machine: Machine) -> Iterator[Micro]:
-    """This rank's micro-batches, in a canonical order."""
+def micro_batches(
+    batch: Batch, forest_tokens: int, machine: Machine, *, tree_tokens: int | None = None
+) -> Iterator[Micro]:
+    """This rank's micro-batches, in a canonical order; trees above `tree_tokens` go branch by branch."""
     share = deal(batch.trees, machine.world_size)[machine.rank]
-    lengths = [sum(num_read(tree)) for tree in batch.trees]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    for number, forest in enumerate(plan_forests([batch.trees[index] for index in share], forest_tokens)):
-        indices = [share[index] for index in forest]
-        places = np.concatenate([np.arange(starts[index], starts[index + 1]) for index in indices])
-        yield Micro(number, batch.part(indices), torch.from_numpy(places).to(machine.device))
+    lengths = [num_read(tree) for tree in batch.trees]
+    starts = np.concatenate([[0], np.cumsum([sum(length) for length in lengths])])
+    forests = Budget(forest_tokens, tree_tokens).plan([batch.trees[index] for index in share])
+    for number, units in enumerate(forests):
+        places = []
+        for unit in units:
+            index = share[unit.index]
+            start, length = int(starts[index]), sum(lengths[index])
+            if unit.branch is not None:
+                start, length = start + sum(lengths[index][: unit.branch]), lengths[index][unit.branch]
+            places.append(np.arange(start, start + length))
+        indices = [share[unit.index] for unit in units]
+        is_split = units[0].branch is not None
+        part = Batch([unit.tree for unit in units]) if is_split else batch.part(indices)
+        places_N = torch.from_numpy(np.concatenate(places)).to(machine.device)
+        yield Micro(number, part, places_N, tuple(indices) if is_split else ())
 
 
-def score(engine: Engine, batch: Batch, *, forest_tokens: int, machine: Machine, seed_key: str = "") -> Tensor:
-    """Log-probs of all trained tokens [N], float32, in the order of the trees, on every rank, without gradient."""
-    logprob_N = torch.zeros(_num_trained(batch), device=machine.device)
-    with torch.no_grad():
-        for micro in micro_batches(batch, forest_tokens, machine):
-            with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
-                logprob_N[micro.places_N] = engine.logprobs(micro.batch.trees).logprob_N
+def score(
+    engine: Engine,
+    batch: Batch,
+    *,
+    forest_tokens: int,
+    machine: Machine,
+    seed_key: str = "",
+    tree_tokens: int | None = None,
+) -> Tensor:
+    """Log-probs of all trained tokens [N], float32, in the order of the trees, on every rank, without gradient.
+
+    Raises MemoryFullError, on every rank, where memory runs out on one.
+    """
+    micros = micro_batches(batch, forest_tokens, machine, tree_tokens=tree_tokens)
+    return _score(engine, micros, _num_trained(batch), machine=machine, seed_key=seed_key)
+
+
+def _score(engine: Engine, micros: Iterable[Micro], size: int, *, machine: Machine, seed_key: str) -> Tensor:
+    """Log-probs of the micro-batches' tokens at their places in [N], zeros elsewhere, summed over the ranks."""
+    logprob_N = torch.zeros(size, device=machine.device)
+
+    def work() -> None:
+        with torch.no_grad():
+            for micro in micros:
+                with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
+                    logprob_N[micro.places_N] = engine.logprobs(micro.batch.trees).logprob_N
+
+    _together(machine, work)
     machine.all_sum(logprob_N)
     return logprob_N
+
+
+def _together(machine: Machine, work: Callable[[], None]) -> None:
+    """Run this rank's part; where memory ran out on any rank, raise MemoryFullError on all, so that none waits."""
+    problem = memory_problem(work)
+    if machine.largest(int(problem is not None)):
+        raise MemoryFullError(problem or "on another rank")
 
 
 def judge(batch: Batch, logprob_N: Tensor, objective: Objective) -> Result:
@@ -124,37 +174,82 @@ def accumulate(
     forest_tokens: int,
     machine: Machine,
     seed_key: str = "",
+    tree_tokens: int | None = None,
+    scaler: GradScaler | None = None,
 ) -> StepResult:
     """Add the gradient of the step's mean loss to the weights, and return what was computed.
 
-    `seed_key` names the step: dropout of a forest depends on it, the rank and the forest's number. Raises
-    NumericsError, naming rows, where a log-prob or the loss is not finite; the weights' gradients are then void.
+    `seed_key` names the step: dropout of a forest depends on it, the rank and the forest's number. With `scaler` the
+    gradient is that of the loss times its scale. Raises NumericsError, naming rows, where a log-prob or the loss is
+    not finite (the weights' gradients are then void), and MemoryFullError, on every rank and with no gradient left,
+    where memory runs out on one.
     """
     count = sum(objective.units(tree) for tree in batch.trees)
     assert count > 0, "a step without a trained token"
+    trained = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
+    micros = list(micro_batches(batch, forest_tokens, machine, tree_tokens=tree_tokens))
     weight_N = None
-    if not objective.separable:
-        scored_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine, seed_key=seed_key)
-        weight_N = _coefficients(batch, scored_N, objective, count)
+    if not objective.separable or Budget(forest_tokens, tree_tokens).splits(batch.trees):
+        weight_N = _fixed_coefficients(engine, batch, micros, objective, count, machine=machine, seed_key=seed_key)
     logprob_N = torch.zeros(_num_trained(batch), device=machine.device)
-    for micro in micro_batches(batch, forest_tokens, machine):
-        with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
-            logprobs = engine.logprobs(micro.batch.trees)
-            logprob_N[micro.places_N] = logprobs.logprob_N.detach()
-            _loss_share(micro, logprobs, objective, count, weight_N).backward()
+    untouched: list[int] = []
+
+    def work() -> None:
+        for micro in micros:
+            with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
+                logprobs = engine.logprobs(micro.batch.trees)
+                logprob_N[micro.places_N] = logprobs.logprob_N.detach()
+                loss = _loss_share(micro, logprobs, objective, count, weight_N)
+                (loss if scaler is None else scaler.scale(loss)).backward()
+        untouched.append(fill_gradients(trained))
+
+    try:
+        _together(machine, work)
+    except MemoryFullError:
+        for parameter in trained:
+            parameter.grad = None  # all of it is this step's
+        raise
     machine.all_sum(logprob_N)
     _refuse_non_finite(batch, logprob_N)
-    trained = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
-    num_untouched = fill_gradients(trained)
     machine.all_sum_many([parameter.grad for parameter in trained if parameter.grad is not None])
     result = judge(batch, logprob_N, objective)
     assert result.loss.count == count, "Objective.units disagrees with Objective.function"
-    return StepResult(result.loss, result.metrics, batch.num_tokens, len(logprob_N), num_untouched)
+    return StepResult(result.loss, result.metrics, batch.num_tokens, len(logprob_N), untouched[0])
+
+
+def _fixed_coefficients(
+    engine: Engine,
+    batch: Batch,
+    micros: Sequence[Micro],
+    objective: Objective,
+    count: int,
+    *,
+    machine: Machine,
+    seed_key: str,
+) -> Tensor:
+    """Derivative of the step's mean loss by the log-probs [N] of every tree here whose loss no single forest can tell.
+
+    Those are all trees of a coupled method, and in any other the split ones of this rank; zero elsewhere. The scoring
+    pass runs the step's own micro-batches, so that it sees the same dropout.
+    """
+    chosen = [micro for micro in micros if micro.split or not objective.separable]
+    logprob_N = _score(engine, chosen, _num_trained(batch), machine=machine, seed_key=seed_key)
+    if not objective.separable:
+        return _coefficients(batch, logprob_N, objective, count)
+    split = sorted({index for micro in micros for index in micro.split})
+    if not split:
+        return torch.zeros_like(logprob_N)
+    lengths = [sum(num_read(tree)) for tree in batch.trees]
+    parts = torch.split(logprob_N, lengths)
+    split_N = torch.cat([parts[index] for index in split])
+    found = torch.split(_coefficients(batch.part(split), split_N, objective, count), [lengths[i] for i in split])
+    weights = dict(zip(split, found, strict=True))
+    return torch.cat([weights.get(index, torch.zeros_like(part)) for index, part in enumerate(parts)])
 
 
 def _loss_share(micro: Micro, logprobs: Logprobs, objective: Objective, count: int, weight_N: Tensor | None) -> Tensor:
     """This micro-batch's part of the step's mean loss."""
-    if weight_N is not None:
+    if weight_N is not None and (micro.split or not objective.separable):
         return (logprobs.logprob_N * weight_N[micro.places_N]).sum()
     reference_N = micro.batch.reference_N(logprobs.logprob_N.device)
     if reference_N is not None:

@@ -131,8 +131,8 @@ def test_gradient_checkpointing_changes_no_record_beyond_rounding(tmp_path: Path
     """TRAPS 54: with LoRA, dropout on, and the preference stage's eval mode."""
     make = {"sft": sft_stage, "dpo": dpo_stage}[name]
     losses = []
-    for wanted in (False, True):
-        folder = tmp_path / str(wanted)
+    for wanted in ("none", "full"):
+        folder = tmp_path / wanted
         trial = Trial(folder, make(gradient_checkpointing=wanted, epochs=1, tuning=Lora(r=4, dropout=0.1)))
         _, engine = trial.run()
         losses.append([(record["loss"], record["grad_norm"]) for record in read_records(folder / "metrics.jsonl")])
@@ -144,8 +144,8 @@ def test_gradient_checkpointing_changes_no_record_beyond_rounding(tmp_path: Path
 def test_gradient_checkpointing_really_recomputes(tmp_path: Path) -> None:
     """A layer's forward begins once more for each backward, also in a preference stage."""
     calls = []
-    for wanted in (False, True):
-        trial = Trial(tmp_path / str(wanted), dpo_stage(gradient_checkpointing=wanted, max_steps=1))
+    for wanted in ("none", "full"):
+        trial = Trial(tmp_path / wanted, dpo_stage(gradient_checkpointing=wanted, max_steps=1))
         engine = trial.engine()
         begun: list[nn.Module] = []
         engine.model.model.layers[0].input_layernorm.register_forward_pre_hook(

@@ -51,7 +51,7 @@ def test_modes_are_restored_after_an_error(dropout: Dropout, checkpointing: Chec
 def test_modes_are_restored_by_an_evaluation_that_fails() -> None:
     engine = full_engine()
     before = mixed(engine.model)
-    engine.model.lm_head.register_forward_pre_hook(lambda *_: 1 / 0)
+    engine.model.model.norm.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(engine, Batch(answer_trees(1)), objective=supervised("sft"), forest_tokens=50, machine=MACHINE)
     assert modes_of(engine.model) == before

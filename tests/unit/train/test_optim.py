@@ -10,7 +10,7 @@ from tunesmith.errors import ModelError, NumericsError
 from tunesmith.train.optim import (
     fill_gradients,
     gradient_norm,
-    make_adamw,
+    make_optimizer,
     optimizer_tensors,
     restore_optimizer,
     trainable_parameters,
@@ -25,7 +25,7 @@ def test_first_adamw_step_by_hand() -> None:
         layer.weight.fill_(2.0)
         layer.bias.fill_(2.0)
     trainable = trainable_parameters(layer)
-    optimizer = make_adamw(trainable, learning_rate=9.0, betas=(0.9, 0.999), weight_decay=0.5)
+    optimizer = make_optimizer(trainable, kind="adamw", learning_rate=9.0, betas=(0.9, 0.999), weight_decay=0.5)
     for parameter in trainable.values():
         parameter.grad = torch.full_like(parameter, 0.3)
     update(optimizer, trainable, learning_rate=0.1, norm=1.0, max_norm=0.0)
@@ -40,7 +40,7 @@ def test_clipping_by_hand() -> None:
     norm = gradient_norm([parameter])
     assert norm == 5.0
     # plain SGD cannot be asked for, so look at the first moment: 0.1 * clipped gradient
-    optimizer = make_adamw({"p": parameter}, learning_rate=0.1, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = make_optimizer({"p": parameter}, kind="adamw", learning_rate=0.1, betas=(0.9, 0.999), weight_decay=0.0)
     update(optimizer, {"p": parameter}, learning_rate=0.1, norm=norm, max_norm=1.0)
     assert optimizer.state[parameter]["exp_avg"].tolist() == pytest.approx([0.06, 0.08], rel=1e-5)
 
@@ -48,7 +48,7 @@ def test_clipping_by_hand() -> None:
 def test_weights_and_moments_are_float32() -> None:
     layer = nn.Linear(2, 2)
     trainable = trainable_parameters(layer)
-    optimizer = make_adamw(trainable, learning_rate=0.1, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = make_optimizer(trainable, kind="adamw", learning_rate=0.1, betas=(0.9, 0.999), weight_decay=0.0)
     layer(torch.ones(1, 2)).sum().backward()
     update(optimizer, trainable, learning_rate=0.1, norm=1.0, max_norm=1.0)
     tensors = optimizer_tensors(optimizer, trainable)
@@ -83,7 +83,7 @@ def test_unreached_weights_get_zeros() -> None:
 def test_not_finite_norm_is_never_applied() -> None:
     parameter = nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([math.nan, 1.0])
-    optimizer = make_adamw({"p": parameter}, learning_rate=0.1, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = make_optimizer({"p": parameter}, kind="adamw", learning_rate=0.1, betas=(0.9, 0.999), weight_decay=0.0)
     with pytest.raises(AssertionError):
         update(optimizer, {"p": parameter}, learning_rate=0.1, norm=gradient_norm([parameter]), max_norm=1.0)
     assert parameter.tolist() == [1.0, 1.0]
@@ -92,7 +92,7 @@ def test_not_finite_norm_is_never_applied() -> None:
 def test_state_of_another_shape_or_with_a_gap_is_refused() -> None:
     layer = nn.Linear(2, 2)
     trainable = trainable_parameters(layer)
-    optimizer = make_adamw(trainable, learning_rate=0.1, betas=(0.9, 0.999), weight_decay=0.0)
+    optimizer = make_optimizer(trainable, kind="adamw", learning_rate=0.1, betas=(0.9, 0.999), weight_decay=0.0)
     layer(torch.ones(1, 2)).sum().backward()
     update(optimizer, trainable, learning_rate=0.1, norm=1.0, max_norm=1.0)
     tensors = optimizer_tensors(optimizer, trainable)

@@ -1,0 +1,60 @@
+"""What a stage has while it trains, and which trees a step is made of.
+
+In: nothing. Out: the record that the loop and the gradient share. Must not know: files' formats, what a step does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.amp import GradScaler
+
+from tunesmith.data.plan import replay_examples, step_examples
+from tunesmith.data.types import Tree
+from tunesmith.engine.engine import Engine
+from tunesmith.model.machine import Machine
+from tunesmith.objectives import Objective
+from tunesmith.recipe.models import SftStage
+from tunesmith.runs.folder import StageFolder
+from tunesmith.train.identity import StageRecipe
+from tunesmith.train.modes import Checkpointing
+from tunesmith.train.optim import Trainable
+from tunesmith.train.progress import Observer
+from tunesmith.train.retry import StageMemory
+from tunesmith.train.step import Batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """Everything of a stage that stays as it is while it trains."""
+
+    engine: Engine
+    stage: StageRecipe
+    objective: Objective
+    train: Batch
+    heldout: Batch
+    replay: Sequence[Tree]
+    folder: StageFolder
+    seed: int
+    machine: Machine
+    observer: Observer
+    num_steps: int
+    steps_per_epoch: int
+    gradient_checkpointing: Checkpointing
+    memory: StageMemory
+    trainable: Trainable
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+
+
+def step_batch(session: Session, step: int) -> tuple[Batch, int]:
+    """The trees of a step, and how many of them are the stage's own; the replayed texts follow those."""
+    indices = step_examples(len(session.train.trees), session.stage.batch_size, seed=session.seed, step=step - 1)
+    batch = session.train.part(indices)
+    if not session.replay or not isinstance(session.stage, SftStage) or session.stage.replay is None:
+        return batch, len(indices)
+    per_step = session.stage.replay.examples_per_step
+    chosen = replay_examples(len(session.replay), per_step, seed=session.seed, step=step - 1)
+    return Batch([*batch.trees, *(session.replay[index] for index in chosen)]), len(indices)
