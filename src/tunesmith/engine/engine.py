@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tunesmith.data.types import Tree
 from tunesmith.engine.attention import use_forest_attention
-from tunesmith.engine.forest import build_forest
+from tunesmith.engine.forest import Forest, build_forest
 from tunesmith.engine.head import Head
 from tunesmith.engine.layout import ForestLayout, Kernel
 from tunesmith.engine.logprobs import Logprobs, token_logprobs
 from tunesmith.engine.plain import plain_logprobs
+from tunesmith.engine.tail import skip_unread
 from tunesmith.model.added_tokens import embedded
 
 Backend = Kernel | Literal["plain"]
 
+_WORTH_SKIPPING = 0.9  # of the tokens read: above, the copies cost what is saved
 VERSION = 1
 """Part of the reference cache's key: raise it when a change moves log-probs by more than rounding."""
 
@@ -35,11 +38,13 @@ class Engine:
     backend `sdpa`, `varlen`, `flex`: forests through the forest attention, which runs on that kernel. `plain`: one
     branch at a time through the model's own attention, for models that the parity check refuses. But for `plain` the
     model stays switched to the forest attention between calls; wrap generation in `ordinary_attention`.
+    skip: the last layer is computed only for the tokens that a loss reads. autocast: the type of the products.
     """
 
     model: PreTrainedModel
     backend: Backend = "sdpa"
     chunk_bytes: int | None = None
+    skip: bool = True
     autocast: torch.dtype | None = None
 
     @property
@@ -58,6 +63,11 @@ class Engine:
         with torch.autocast(self.model.device.type, dtype=self.autocast):
             return self._logprobs(trees)
 
+    def _read(self, forest: Forest) -> Tensor | None:
+        """The tokens whose last hidden state is read, where leaving the others out pays."""
+        few = len(forest.read_R) <= _WORTH_SKIPPING * forest.num_tokens
+        return forest.read_R if self.skip and few and skip_unread(self.model) else None
+
     def _logprobs(self, trees: Sequence[Tree]) -> Logprobs:
         if self.backend == "plain":
             return plain_logprobs(self.model, trees)
@@ -70,7 +80,7 @@ class Engine:
             position_ids=forest.positions_T[None],
             attention_mask=None,
             use_cache=False,
-            forest_layout=ForestLayout(forest.spans, self.backend),
+            forest_layout=ForestLayout(forest.spans, self.backend, self._read(forest)),
         ).last_hidden_state
         source_NH = hidden[0].index_select(0, forest.source_N)
         logprob_N = token_logprobs(source_NH, forest.target_N, Head.of(self.model), chunk_bytes=self.chunk_bytes)

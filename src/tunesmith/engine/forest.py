@@ -3,7 +3,7 @@
 In: trees of token ids. Out: the tensors of one micro-batch, and the spans that say which tokens are whose.
 Must not know: models, objectives, files.
 
-Shapes: T tokens of the forest, N trained tokens, B branches.
+Shapes: T tokens of the forest, N trained tokens, R tokens before one of those, B branches.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Forest:
 
     input_ids_T, positions_T: int64; every branch continues its prompt's positions.
     source_N: flat index whose hidden state predicts the trained token; target_N: that token's id.
+    read_R: the flat indices in source_N, each once, rising (branches share the prompt's last token).
     branch_N: branch number of each trained token; tree_B: tree number of each branch (both count within the forest).
     """
 
@@ -53,6 +54,7 @@ class Forest:
     spans: tuple[TreeSpan, ...]
     source_N: Tensor
     target_N: Tensor
+    read_R: Tensor
     branch_N: Tensor
     tree_B: Tensor
 
@@ -111,6 +113,7 @@ def build_forest(trees: Sequence[Tree], device: torch.device | str = "cpu") -> F
         tuple(spans),
         flat(sources),
         flat(targets),
+        flat([np.unique(np.concatenate(sources))] if sources else []),
         flat(branch_numbers),
         torch.tensor(tree_of_branch, dtype=torch.int64, device=device),
     )

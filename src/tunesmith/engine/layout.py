@@ -23,8 +23,9 @@ Kernel = Literal["sdpa", "varlen", "flex"]
 class ForestLayout:
     """The spans of a forest, cut once for all layers, and the masks that they need, made once a forest."""
 
-    def __init__(self, spans: Sequence[TreeSpan], backend: Kernel = "sdpa") -> None:
+    def __init__(self, spans: Sequence[TreeSpan], backend: Kernel = "sdpa", read_R: Tensor | None = None) -> None:
         self.spans = tuple(spans)
+        self.read_R = read_R  # the tokens whose last hidden state a loss reads; None: all of them
         self.backend = backend
         self.memo: dict[object, object] = {}  # what a backend makes once a forest: cumulative lengths, a block mask
         self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
