@@ -7,11 +7,17 @@ model inside it, whose linear layers now carry the adapter. Must not know: data,
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,7 +25,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.model.added_tokens import AddedTokens, fold_rows, indices_for_peft
-from tunesmith.model.lora import FusedLinear
+from tunesmith.model.lora import FusedLinear, fused_quantized
+from tunesmith.model.quantized import is_quantized
 from tunesmith.recipe.models import Lora
 
 WEIGHTS = "adapter_model.safetensors"
@@ -43,8 +50,9 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int, added: AddedTo
         task_type="CAUSAL_LM",
         trainable_token_indices=indices_for_peft(model, added, lora.target_modules),
     )
-    if model.config.to_dict().get("quantization_config") is None:  # bitsandbytes' layers are nn.Linear too
-        config._register_custom_module({nn.Linear: FusedLinear})
+    # bitsandbytes' layers are nn.Linear too, so theirs come first; a few layers are not quantized
+    layers = fused_quantized() if is_quantized(model) else {}
+    config._register_custom_module({**layers, nn.Linear: FusedLinear})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -176,3 +184,40 @@ def merged(adapted: PeftModel) -> PreTrainedModel:
         folded = adapted.merge_and_unload(safe_merge=True)
     assert isinstance(folded, PreTrainedModel)
     return folded
+
+
+def adapter_is_identity(model: nn.Module) -> bool:
+    """True where the adapter adds exactly 0: every `lora_B` is 0, no row of the embeddings has moved, and no module
+    is trained whole. False also where it cannot be told (DoRA, a merged adapter, other kinds of adapter)."""
+    return all(_is_identity(module) for module in model.modules())
+
+
+def _is_identity(module: nn.Module) -> bool:
+    if isinstance(module, ModulesToSaveWrapper):
+        return False
+    if isinstance(module, TrainableTokensLayer):
+        before, now = module.trainable_tokens_original, module.trainable_tokens_delta
+        return not module.merged and all(torch.equal(now[name].to(before[name].dtype), before[name]) for name in now)
+    if isinstance(module, LoraLayer):
+        if module.merged or module.lora_variant or len(module.lora_embedding_B):
+            return False
+        return not any(bool(parameter.any()) for parameter in module.lora_B.parameters())
+    return not isinstance(module, BaseTunerLayer)
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The low-rank layers switched off inside, and as they were afterwards; no `requires_grad` changes.
+
+    This is the model before training only where `adapter_is_identity(model)`: rows of the embeddings that are trained
+    stay as they are.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True  # peft's own switch also freezes the adapter, or thaws a frozen one
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tunesmith.errors import ModelError
 from tunesmith.model.added_tokens import AddedTokens, add_tokens, make_room
-from tunesmith.recipe.extras import need_extra
+from tunesmith.model.quantized import loading_settings, prepare_layers
 from tunesmith.recipe.models import Model
 from tunesmith.recipe.resources import embedded
 
@@ -145,8 +145,8 @@ def load_model(model: Model, *, device: torch.device, dtype: torch.dtype) -> Pre
     folder = model_folder(model)
     _check_folder(folder)
     settings: dict[str, object] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    if model.quantization == "nf4":
-        settings["quantization_config"] = _nf4(dtype)
+    if model.quantization != "none":
+        settings["quantization_config"] = loading_settings(model.quantization, dtype)
         settings["device_map"] = {"": device}
     try:
         with quiet_transformers():
@@ -171,17 +171,7 @@ def load_model(model: Model, *, device: torch.device, dtype: torch.dtype) -> Pre
             )
     if model.quantization == "none":
         loaded.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
+    else:
+        prepare_layers(loaded)
     loaded.eval()
     return loaded
-
-
-def _nf4(dtype: torch.dtype) -> object:
-    need_extra("bitsandbytes", "gpu")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )

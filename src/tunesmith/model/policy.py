@@ -66,7 +66,7 @@ def policy_for_training(weights: Weights, tuning: Lora | Full, *, device: torch.
 def _full(weights: Weights, device: torch.device) -> Policy:
     if weights.full.quantization != "none":
         raise ModelError(
-            "4-bit weights cannot be fully fine-tuned",
+            f"{weights.full.quantization} weights are frozen and cannot be fully fine-tuned",
             where="tuning.kind",
             remedy="Use `tuning: {kind: lora}`, or `model.quantization: none`.",
         )
@@ -93,7 +93,7 @@ def policy_for_reading(weights: Weights, *, device: torch.device) -> Policy:
 def merged_model(policy: Policy) -> PreTrainedModel:
     """The policy with its adapter, if any, folded in.
 
-    A 4-bit base is read again and dequantized first: the weights that it was trained with, not the original ones.
+    A quantized base is read again and dequantized first: the weights that it was trained with, not the original ones.
     """
     if policy.adapted is None:
         return policy.model
@@ -102,7 +102,7 @@ def merged_model(policy: Policy) -> PreTrainedModel:
     assert policy.weights.adapter is not None
     base, _, _ = load_extended_model(policy.weights.full, device=policy.model.device, dtype=policy.model.dtype)
     with quiet_transformers():
-        base.dequantize()
+        base.dequantize(dtype=policy.model.dtype)
     return merged(load_adapter(base, policy.weights.adapter))
 
 

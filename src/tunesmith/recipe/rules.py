@@ -51,7 +51,8 @@ def _stage(recipe: Recipe, stage: Stage, path: KeyPath) -> Iterator[Problem]:
     yield from _data(stage, path)
     if recipe.model.quantization != "none" and isinstance(stage.tuning, Full):
         yield Problem(
-            (*path, "tuning", "kind"), "4-bit weights cannot be trained: use lora, or model.quantization: none"
+            (*path, "tuning", "kind"),
+            f"{recipe.model.quantization} weights cannot be trained: use lora, or model.quantization: none",
         )
     if isinstance(stage.tuning, Lora) and stage.tuning.target_modules == []:
         yield Problem((*path, "tuning", "target_modules"), "must name at least one module, or be all-linear")

@@ -6,12 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from tests.support.folders import make_tokenizer
 from tests.support.models import tiny_model
 from tunesmith.errors import ModelError
-from tunesmith.model.adapters import add_adapter, continue_adapter, inner_model, load_adapter, merged, save_adapter
+from tunesmith.model.adapters import (
+    adapter_is_identity,
+    add_adapter,
+    continue_adapter,
+    inner_model,
+    load_adapter,
+    merged,
+    save_adapter,
+    without_adapter,
+)
+from tunesmith.model.added_tokens import AddedTokens
 from tunesmith.model.load import load_model
 from tunesmith.model.policy import Policy, Weights, save_policy
 from tunesmith.recipe.models import Lora, Model
@@ -130,3 +141,49 @@ def test_the_engine_sees_the_adapter(tmp_path: Path) -> None:
         bare = plain_logprobs(tiny_model("llama"), trees).logprob_N
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(plain, bare, atol=1e-3)
+
+
+def test_an_adapter_is_the_identity_until_anything_of_it_moves() -> None:
+    model = inner_model(add_adapter(tiny_model("llama"), LORA, seed=0, added=AddedTokens(("<x>",), (95,))))
+    assert adapter_is_identity(model)
+    assert adapter_is_identity(tiny_model("llama"))  # none is none
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name or not parameter.requires_grad:
+            continue
+        with torch.no_grad():
+            parameter.view(-1)[-1] += 1e-6
+        assert not adapter_is_identity(model), name
+        with torch.no_grad():
+            parameter.view(-1)[-1] -= 1e-6
+            if "lora_B" in name:
+                parameter.zero_()
+        if "lora_B" in name:
+            assert adapter_is_identity(model), name
+
+
+def test_what_cannot_be_told_is_no_identity() -> None:
+    for settings in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}):
+        config = LoraConfig(r=2, target_modules=["q_proj"], **settings)
+        assert not adapter_is_identity(get_peft_model(tiny_model("llama"), config))
+    adapted = add_adapter(tiny_model("llama"), LORA, seed=0)
+    adapted.merge_adapter()
+    assert not adapter_is_identity(adapted)
+
+
+def test_without_the_adapter_the_model_is_the_base_and_all_is_restored() -> None:
+    adapted = add_adapter(tiny_model("llama"), LORA, seed=0)
+    model = inner_model(adapted)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    adapted.base_model.model.model.layers[0].mlp.up_proj._disable_adapters = True  # not ours to switch on
+    wants = [parameter.requires_grad for parameter in model.parameters()]
+    with torch.inference_mode():
+        before = model(input_ids=IDS).logits
+        with pytest.raises(ZeroDivisionError), without_adapter(model):
+            assert torch.equal(model(input_ids=IDS).logits, tiny_model("llama")(input_ids=IDS).logits)
+            assert [parameter.requires_grad for parameter in model.parameters()] == wants
+            raise ZeroDivisionError
+        assert torch.equal(model(input_ids=IDS).logits, before)
+    assert [parameter.requires_grad for parameter in model.parameters()] == wants

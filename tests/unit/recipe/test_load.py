@@ -78,7 +78,7 @@ def test_an_override_of_a_mapping_replaces_what_was_below(file: Path) -> None:
             "model: {path: base}",
             "model: {path: base, xyz: 1}",
             "recipe.yaml:2:21: model.xyz: unknown key 'xyz'; "
-            "known are path, revision, dtype, quantization, chat_template",
+            "known are path, revision, dtype, quantization, attention, kernels, compile, chat_template",
         ),
         (
             "learning_rate: 1e-4",
@@ -254,10 +254,12 @@ def test_broken_rules(file: Path, old: str, new: str, message: str) -> None:
     assert refusal(file, GOOD.replace(old, new, 1)) == message
 
 
-def test_four_bit_weights_are_not_trained_in_full(file: Path) -> None:
-    text = GOOD.replace("{path: base}", "{path: base, quantization: nf4}").replace("beta: 1", "tuning: {kind: full}")
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized_weights_are_not_trained_in_full(file: Path, kind: str) -> None:
+    base = f"{{path: base, quantization: {kind}}}"
+    text = GOOD.replace("{path: base}", base).replace("beta: 1", "tuning: {kind: full}")
     assert refusal(file, text) == (
-        "recipe.yaml:11:20: stages[1].tuning.kind: 4-bit weights cannot be trained: "
+        f"recipe.yaml:11:20: stages[1].tuning.kind: {kind} weights cannot be trained: "
         "use lora, or model.quantization: none"
     )
 

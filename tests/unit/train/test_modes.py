@@ -35,13 +35,13 @@ def test_modes_are_restored_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("dropout", ["model", "adapter", "off"])
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_modes_are_restored_after_an_error(dropout: Dropout, checkpointing: Checkpointing) -> None:
     model = lora_engine(dropout=0.1).model
     before = mixed(model)
     with (
         pytest.raises(KeyError),
-        training_mode(model, dropout=dropout, gradient_checkpointing=checkpointing),
+        training_mode(model, dropout=dropout, gradient_checkpointing=checkpointing, offload=True),
     ):
         raise KeyError
     assert modes_of(model) == before
@@ -74,7 +74,7 @@ def test_which_dropouts_are_on(dropout: Dropout, expected: set[str]) -> None:
         assert active_dropouts(model) == expected
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_a_preference_stage_without_dropout_is_deterministic(checkpointing: Checkpointing) -> None:
     """Config dropout 0.5 everywhere, attention's too: two passes are equal bit by bit."""
     config = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5, "n_positions": 128}
