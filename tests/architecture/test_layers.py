@@ -13,6 +13,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("web",),
     ("pipeline",),
+    ("selftest",),
     ("train", "comparison", "export", "serve", "synth"),
     ("objectives", "sample"),
     ("engine",),

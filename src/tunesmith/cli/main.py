@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from tunesmith.cli.data import data
+from tunesmith.cli.doctor import doctor
 from tunesmith.cli.recipe import recipe
 from tunesmith.cli.stages import chat, check, compare, merge, quickstart, run
 from tunesmith.errors import ResourceError, StoppedError, TunesmithError
@@ -51,7 +52,7 @@ def cli() -> None:
     """
 
 
-for command in (quickstart, data, check, run, compare, chat, merge, recipe):
+for command in (quickstart, data, check, run, compare, chat, merge, recipe, doctor):
     cli.add_command(command)
 
 
