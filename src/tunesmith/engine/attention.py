@@ -20,12 +20,16 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from tunesmith.engine import sdpa
+from tunesmith.engine import flex, sdpa, varlen
 from tunesmith.engine.layout import ForestLayout, Kernel
 
 NAME = "tunesmith_forest"
 
-KERNELS: dict[Kernel, Callable[..., Tensor]] = {"sdpa": sdpa.attend}
+KERNELS: dict[Kernel, Callable[..., Tensor]] = {
+    "varlen": varlen.attend,
+    "flex": flex.attend,
+    "sdpa": sdpa.attend,
+}
 """A backend's function: (query, key, value, layout, *, scale, window, softcap, dropout) -> [1, T, A, D]."""
 
 

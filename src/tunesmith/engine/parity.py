@@ -1,10 +1,11 @@
-"""The parity check: is the forest forward right for this model, on these rows?
+"""The parity check: which kernel is right for this model, on these rows?
 
 In: a model and a few real trees, the longest among them. Out: a report, and the engine to use.
 Must not know: files, recipes, objectives.
 
-Two questions, because in low precision a tolerance alone can hide a leak: do log-probs equal the plain forward's,
-one branch at a time, and does changing one tree (or one branch) leave all others as they were?
+Three questions. Do log-probs equal the plain forward's, one branch at a time? Does changing one tree (or one branch)
+leave all others as they were? In low precision a tolerance alone can hide a leak. And, where something is trained, are
+the gradients the plain forward's? A forward that agrees can have a wrong backward.
 """
 
 from __future__ import annotations
@@ -20,20 +21,50 @@ from transformers import PreTrainedModel
 from tunesmith.data.store import sizes_of
 from tunesmith.data.types import Branch, Tree
 from tunesmith.engine.attention import ordinary_attention
+from tunesmith.engine.backends import (
+    BY_SPEED,
+    Attention,
+    DeviceFacts,
+    ModelFacts,
+    candidates,
+    mixing_layers,
+    num_positions,
+    refusal,
+)
 from tunesmith.engine.engine import Backend, Engine
+from tunesmith.engine.gradients import farthest, gradients
+from tunesmith.engine.layout import Kernel
 from tunesmith.engine.plain import plain_logprobs
 from tunesmith.errors import ModelError, ResourceError
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference in a token's log-prob over the largest log-prob: some hundred roundings of the type."""
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-1, torch.float16: 5e-2}
+"""Length of the difference over the gradient's length. Roundings add up over all layers, forward and back; a part of
+the backward that is missing or wrong shows as a third or more."""
 LEAK_TOLERANCE = 1e-6
 """Untouched trees run the same kernels on the same numbers: they may differ by reordered sums only."""
 NUM_TREES = 4
+FAULTS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+    ImportError,
+)
+"""What a model or a kernel may raise on a forest that it cannot compute."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """What the check found. Errors are relative to the largest log-prob of the trees."""
+    """What the check found. Errors of log-probs are relative to the largest log-prob of the trees.
+
+    gradient: None where nothing is trained. skipped: kernels that would be faster, and why they are not used.
+    """
 
     backend: Backend
     num_trees: int
@@ -42,20 +73,58 @@ class ParityReport:
     leak: float
     tolerance: float
     reason: str = ""
+    gradient: float | None = None
+    gradient_tolerance: float = GRADIENT_TOLERANCE[torch.float32]
+    skipped: tuple[tuple[Kernel, str], ...] = ()
 
     @property
     def passed(self) -> bool:
-        """True where the forest forward may be used."""
-        return not self.reason and self.error <= self.tolerance and self.leak <= LEAK_TOLERANCE
+        """True where the backend may be used."""
+        return not self.fault
+
+    @property
+    def fault(self) -> str:
+        """Why the backend may not be used; empty where it may. Not a number is a fault too."""
+        if self.reason:
+            return self.reason
+        if not self.error <= self.tolerance:
+            return f"log-probs differ by {self.error:.1e}, limit {self.tolerance:.0e}"
+        if not self.leak <= LEAK_TOLERANCE:
+            return f"a changed answer moves others by {self.leak:.1e}, limit {LEAK_TOLERANCE:.0e}"
+        if self.gradient is not None and not self.gradient <= self.gradient_tolerance:
+            return f"gradients differ by {self.gradient:.1e}, limit {self.gradient_tolerance:.0e}"
+        return ""
 
     def line(self) -> str:
         """One line for the first lines of a run."""
-        if self.reason:
-            return f"parity: forests fail on this model ({self.reason}); every answer runs in a row of its own"
+        if self.backend == "plain":
+            return "parity: not checked: with `attention: plain` every answer runs in a row of its own"
+        skipped = self._skipped_in_words()
+        if not self.passed:
+            fault = f"forests fail on this model (backend {self.backend}: {self.fault})"
+            return f"parity: FAILED, {fault}: every answer runs in a row of its own{skipped}"
         what = f"{self.num_trees} trees, longest {self.longest_tokens} tokens"
         figures = f"log-probs within {self.error:.1e} (limit {self.tolerance:.0e}), leak {self.leak:.0e}"
-        verdict = "passed" if self.passed else "FAILED: every answer runs in a row of its own"
-        return f"parity: {verdict}, backend sdpa, {what}, {figures}"
+        if self.gradient is not None:
+            figures += f", gradients within {self.gradient:.1e} (limit {self.gradient_tolerance:.0e})"
+        return f"parity: passed, backend {self.backend}, {what}, {figures}{skipped}"
+
+    def _skipped_in_words(self) -> str:
+        """Kernels by reason: '; skipped: varlen, flex (needs a CUDA device)'."""
+        by_reason: dict[str, list[str]] = {}
+        for kernel, reason in self.skipped:
+            by_reason.setdefault(reason, []).append(kernel)
+        parts = [f"{', '.join(kernels)} ({reason})" for reason, kernels in by_reason.items()]
+        return f"; skipped: {'; '.join(parts)}" if parts else ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plain:
+    """The judge: what the plain forward says of the sample, and its gradients where something is trained."""
+
+    sample: list[Tree]
+    logprob_N: Tensor
+    gradients: list[Tensor] | None
 
 
 def _sample(trees: Sequence[Tree]) -> list[Tree]:
@@ -67,6 +136,10 @@ def _sample(trees: Sequence[Tree]) -> list[Tree]:
     longest = int(usable[np.argmax(sizes.longest_row[usable])])
     others = [number for number in usable[:NUM_TREES].tolist() if number != longest]
     return [trees[number] for number in (*others[: NUM_TREES - 1], longest)]
+
+
+def _longest(trees: Sequence[Tree]) -> int:
+    return max(len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches) for tree in trees)
 
 
 def _shifted(ids: np.ndarray, vocabulary: int) -> np.ndarray:
@@ -111,32 +184,107 @@ def _refuse_full_memory(problem: Exception, longest: int) -> None:
         ) from problem
 
 
-@torch.no_grad()
-def check_parity(model: PreTrainedModel, trees: Sequence[Tree]) -> ParityReport:
-    """Compare forests with the plain forward on the longest of `trees` and the first few others, in eval mode."""
+def _said(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0][:120]}"
+
+
+def _refuse_long_rows(model: PreTrainedModel, longest: int) -> None:
+    """On a CUDA device a row past the table would end in an assertion that stops every later call."""
+    positions = num_positions(model)
+    if positions is not None and longest > positions:
+        raise ModelError(
+            f"a row of {longest} tokens is longer than the model's table of {positions} positions",
+            where=type(model).__name__,
+            remedy=f"Set the stage's `max_length` to {positions} or less.",
+        )
+
+
+def _judged(model: PreTrainedModel, sample: list[Tree], *, trained: bool) -> _Plain:
+    """The plain forward of the sample. Raises ModelError where the model's own forward fails."""
+    try:
+        with torch.no_grad():
+            logprob_N = plain_logprobs(model, sample).logprob_N
+        wanted = gradients(model, sample, lambda trees: plain_logprobs(model, trees)) if trained else None
+    except FAULTS as problem:
+        _refuse_full_memory(problem, _longest(sample))
+        raise ModelError(
+            f"the model's own forward fails on these rows ({_said(problem)})",
+            where=type(model).__name__,
+            remedy="Check that transformers can run this model here, and the stage's `max_length`.",
+        ) from problem
+    return _Plain(sample, logprob_N, wanted)
+
+
+def _compared(model: PreTrainedModel, plain: _Plain, kernel: Kernel, dtype: torch.dtype) -> ParityReport:
+    """What forests under `kernel` say of the judge's sample."""
+    sample, engine = plain.sample, Engine(model, kernel)
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+    limit = GRADIENT_TOLERANCE.get(dtype, GRADIENT_TOLERANCE[torch.float32])
+    unknown = float("inf")
+    report = ParityReport(kernel, len(sample), _longest(sample), unknown, unknown, tolerance, gradient_tolerance=limit)
+    try:
+        with torch.no_grad():
+            packed = engine.logprobs(sample)
+            scale = float(plain.logprob_N.abs().max())
+            error = float((packed.logprob_N - plain.logprob_N).abs().max()) / scale
+            leak = _leak(engine, sample, packed.logprob_N, packed.branch_N) / scale
+        report = replace(report, error=error, leak=leak)
+        if plain.gradients is not None and report.passed:
+            distance = farthest(gradients(model, sample, engine.logprobs), plain.gradients)
+            report = replace(report, gradient=distance)
+    except FAULTS as problem:
+        _refuse_full_memory(problem, report.longest_tokens)
+        return replace(report, reason=_said(problem))
+    why = mixing_layers(model)
+    return report if report.passed or not why else replace(report, reason=f"{report.fault}; {why}")
+
+
+def _first_right(
+    model: PreTrainedModel, sample: list[Tree], kernels: Sequence[Kernel], facts: ModelFacts
+) -> list[ParityReport]:
+    """The reports of the kernels in turn, up to the first that passes."""
+    reports: list[ParityReport] = []
+    with ordinary_attention(model):  # so that the model's own attention is back, whatever happens
+        plain = _judged(model, sample, trained=facts.trained)
+        for kernel in kernels:
+            reports.append(_compared(model, plain, kernel, facts.dtype))
+            if reports[-1].passed:
+                break
+    return reports
+
+
+def check_parity(model: PreTrainedModel, trees: Sequence[Tree], *, attention: Attention = "auto") -> ParityReport:
+    """Compare forests with the plain forward on the longest of `trees` and the first few others, in eval mode.
+
+    `auto` tries the kernels that can run here, the fastest first, and stops at the first that is right; where none
+    is, the report is the last one's. A named kernel that cannot run here or is not right raises ModelError.
+    Run it under the autocast that training will run under.
+    """
+    facts = ModelFacts.of(model)
+    kernels, left_out = candidates(attention, DeviceFacts.of(model.device), facts)
+    if not kernels:
+        return ParityReport("plain", 0, 0, 0.0, 0.0, 0.0)
     sample = _sample(trees)
-    longest = max(len(tree.prompt_ids) + max(len(branch.ids) for branch in tree.branches) for tree in sample)
-    tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.float32])
-    report = ParityReport("sdpa", len(sample), longest, float("inf"), float("inf"), tolerance)
-    engine = Engine(model)
+    _refuse_long_rows(model, _longest(sample))
     was_training = model.training
     model.eval()
     try:
-        plain_N = plain_logprobs(model, sample).logprob_N
-        with ordinary_attention(model):  # so that the model's own attention is back, whatever happens
-            packed = engine.logprobs(sample)
-            scale = float(plain_N.abs().max())
-            error = float((packed.logprob_N - plain_N).abs().max()) / scale
-            leak = _leak(engine, sample, packed.logprob_N, packed.branch_N) / scale
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as problem:
-        _refuse_full_memory(problem, longest)
-        return replace(report, reason=f"{type(problem).__name__}: {str(problem).splitlines()[0][:120]}")
+        *failed, report = _first_right(model, sample, kernels, facts)
     finally:
         model.train(was_training)
-    return replace(report, error=error, leak=leak)
+    if not report.passed and attention != "auto":
+        raise refusal(attention, report.fault)
+    reasons = dict(left_out) | {each.backend: each.fault for each in failed}
+    faster = BY_SPEED[: BY_SPEED.index(kernels[len(failed)])]
+    return replace(report, skipped=tuple((kernel, reasons[kernel]) for kernel in faster if kernel in reasons))
 
 
-def checked_engine(model: PreTrainedModel, trees: Sequence[Tree]) -> tuple[Engine, ParityReport]:
-    """The engine that is right for `model`: forests where the check passes, else one branch at a time."""
-    report = check_parity(model, trees)
-    return Engine(model, "sdpa" if report.passed else "plain"), report
+def checked_engine(
+    model: PreTrainedModel, trees: Sequence[Tree], *, attention: Attention = "auto"
+) -> tuple[Engine, ParityReport]:
+    """The engine that is right for `model`: forests where the check passes, else one branch at a time.
+
+    Raises ModelError where the recipe names a kernel that cannot be used.
+    """
+    report = check_parity(model, trees, attention=attention)
+    return Engine(model, report.backend if report.passed else "plain"), report
