@@ -28,7 +28,7 @@ def make_model(workload: Workload) -> LlamaForCausalLM:
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_kv_heads,
         intermediate_size=shape.intermediate_size,
-        max_position_embeddings=2048,
+        max_position_embeddings=16_384,  # above every row, the long ones too; costs nothing
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=EOS_ID,

@@ -1,7 +1,7 @@
-"""From raw measurements to figures, a table, and the page that shows it.
+"""From raw measurements to figures and verdicts, and the page that shows them.
 
-In: measurements, GEMM rates, the workload. Out: the content of `latest.json`, and markdown.
-Must not know: how anything was measured.
+In: a case's measurements and GEMM rates, the workloads. Out: the content of `latest.json`.
+Must not know: how anything was measured, or how it is laid out.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.workload import Workload, padded_tokens, useful_flops, useful_tokens
+from benchmarks.cases import BARS, LONG, SHORT, Bar, Case
+from benchmarks.workload import Task, Workload, load_workload, padded_tokens, useful_flops, useful_tokens
 
 Figure = dict[str, float]
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Measurements by side."""
+SCHEMA = 2
 LOSS_TOLERANCE = 1e-4
-FLOORS = [  # (method, what, side compared with, bound): issue "the whole path, once", item 11
-    ("dpo", "speed", "trl_default", 5.0),
-    ("dpo", "speed", "trl_batch1", 3.0),
-    ("dpo", "memory", "trl_default", 0.4),
-    ("sft", "speed", "trl_default", 2.5),
-    ("sft", "speed", "trl_batch1", 2.5),
-]
+NORM_TOLERANCE = 1e-3
+"""Relative. The first loss of DPO is ln 2 whatever the rows are; the gradient's norm depends on every token."""
 
 
 def figure(values: Sequence[float]) -> Figure:
@@ -52,10 +54,11 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def side_figures(rows: Sequence[Mapping[str, Any]], gemm: Sequence[float], workload: Workload) -> dict[str, Any]:
-    """Figures of one side under one method; `gemm` is the machine's rate in each round, GFLOP/s."""
-    method = rows[0]["method"]
-    tokens, flops = useful_tokens(workload.pairs, method), useful_flops(workload.pairs, method, workload.shape)
+def side_figures(
+    rows: Sequence[Mapping[str, Any]], gemm: Sequence[float], *, task: Task, workload: Workload
+) -> dict[str, Any]:
+    """Figures of one side; `gemm` is the machine's rate in each round, GFLOP/s."""
+    tokens, flops = useful_tokens(workload.pairs, task.method), useful_flops(workload.pairs, task, workload.shape)
     seconds = [row["seconds"] for row in rows]
     return {
         "seconds": figure(seconds),
@@ -65,28 +68,32 @@ def side_figures(rows: Sequence[Mapping[str, Any]], gemm: Sequence[float], workl
         "peak_rss_gib": figure([row["peak_rss_gib"] for row in rows]),
         "loaded_rss_gib": figure([row["loaded_rss_gib"] for row in rows]),
         "gemm_share": figure([flops / row["seconds"] / 1e9 / gemm[row["round"]] for row in rows]),
+        "useful_tokens": tokens,
+        "useful_gflop": flops / 1e9,
     }
 
 
-def equality(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """How far the sides' losses lie apart: of the first step, and of all steps, where updates enter too."""
-    ours = rows["tunesmith"][0]["losses"]
-    gaps = [
-        [abs(a - b) for a, b in zip(ours, row["losses"], strict=True)]
-        for side, measured in rows.items()
-        if side != "tunesmith"
-        for row in measured
+def equality(rows: Rows) -> dict[str, Any]:
+    """How far the sides' losses and gradient norms lie apart: in the first step, and in all, where updates enter."""
+    ours = rows["tunesmith"][0]
+    others = [row for side, measured in rows.items() if side != "tunesmith" for row in measured]
+    gaps = [[abs(a - b) for a, b in zip(ours["losses"], row["losses"], strict=True)] for row in others]
+    norms = [
+        [abs(a - b) / a for a, b in zip(ours["gradient_norms"], row["gradient_norms"], strict=True)] for row in others
     ]
-    first, every = max(gap[0] for gap in gaps), max(max(gap) for gap in gaps)
+    first, norm = max(gap[0] for gap in gaps), max(gap[0] for gap in norms)
     return {
         "losses": {side: measured[0]["losses"] for side, measured in rows.items()},
+        "gradient_norms": {side: measured[0]["gradient_norms"] for side, measured in rows.items()},
         "first_step_difference": first,
-        "largest_difference": every,
-        "equal": first <= LOSS_TOLERANCE,
+        "largest_difference": max(map(max, gaps)),
+        "first_norm_difference": norm,
+        "largest_norm_difference": max(map(max, norms)),
+        "equal": first <= LOSS_TOLERANCE and norm <= NORM_TOLERANCE,
     }
 
 
-def compare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def compare(rows: Rows) -> dict[str, Any]:
     """Ours against each other side, round by round: how many times as fast, and the share of memory."""
     ours = {row["round"]: row for row in rows["tunesmith"]}
     return {
@@ -99,49 +106,84 @@ def compare(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def check_floors(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each bound with the median that was reached."""
+def reached(bar: Bar, found: Mapping[str, Any]) -> float | None:
+    """The median that a bar is about; None where its side was not measured."""
+    if bar.what in ("speed", "memory"):
+        against = found.get("against", {}).get(bar.side)
+        return against[bar.what]["median"] if against else None
+    if bar.what == "long":
+        return found["long"]["cost"]["median"]
+    if bar.what == "startup":
+        return found["startup"]["seconds"]["median"]
+    return found["sides"][bar.side]["gemm_share"]["median"]
+
+
+def check_bars(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each bar of the case with the median that was reached."""
     checked = []
-    for method, what, side, bound in FLOORS:
-        if method not in methods:
-            continue
-        reached = methods[method]["against"][side][what]["median"]
-        met = reached <= bound if what == "memory" else reached >= bound
-        checked.append(
-            {"method": method, "what": what, "against": side, "bound": bound, "reached": reached, "met": met}
-        )
+    for bar in BARS:
+        value = reached(bar, found) if bar.case == found["key"] else None
+        if value is not None:
+            met = value >= bar.bound if bar.more_is_better else value <= bar.bound
+            checked.append({**asdict(bar), "more_is_better": bar.more_is_better, "reached": value, "met": met})
     return checked
 
 
-def summarize(
-    done: Mapping[str, Any], workload: Workload, *, names: Mapping[str, str], minutes: float
-) -> dict[str, Any]:
-    """All that `latest.json` holds."""
-    measurements, pairs = done["measurements"], workload.pairs
-    gemm = [max(rates.values()) for rates in done["gemm"]]
-    methods: dict[str, Any] = {}
-    for method in dict.fromkeys(row["method"] for row in measurements):
-        rows = {
-            side: [row for row in measurements if row["method"] == method and row["side"] == side] for side in names
-        }
-        methods[method] = {
-            "sides": {side: {"name": names[side], **side_figures(rows[side], gemm, workload)} for side in names},
-            "against": compare(rows),
-            "equality": equality(rows),
-            "useful_tokens": useful_tokens(pairs, method),
-            "useful_gflop": useful_flops(pairs, method, workload.shape) / 1e9,
-            "padded_tokens": {"batch 4": padded_tokens(pairs, method, 4), "batch 1": padded_tokens(pairs, method, 1)},
-        }
+def peer_figures(case: Case, rows: Rows, gemm: Sequence[float], workload: Workload) -> dict[str, Any]:
+    """A case of Tunesmith beside TRL."""
+    batches = {batch: padded_tokens(workload.pairs, case.task.method, batch) for batch in (1, 4)}
     return {
-        "schema": 1,
-        "command": "make bench",
+        "sides": {side: side_figures(rows[side], gemm, task=case.task, workload=workload) for side in rows},
+        "against": compare(rows),
+        "equality": equality(rows),
+        "padded_tokens": {f"batch {batch}": tokens for batch, tokens in batches.items()},
+    }
+
+
+def long_figures(case: Case, rows: Rows, gemm: Sequence[float], folder: Path) -> dict[str, Any]:
+    """Case e: what a token of a long row costs, over what its arithmetic says."""
+    work = {f"rows_{length}": load_workload(folder / f"rows_{length}.json") for length in (SHORT, LONG)}
+    sides = {key: side_figures(rows[key], gemm, task=case.task, workload=work[key]) for key in rows}
+    short, long = f"rows_{SHORT}", f"rows_{LONG}"
+    arithmetic = [sides[key]["useful_gflop"] / sides[key]["useful_tokens"] for key in (short, long)]
+    by_round = {row["round"]: row["seconds"] / sides[short]["useful_tokens"] for row in rows[short]}
+    per_token = [row["seconds"] / sides[long]["useful_tokens"] / by_round[row["round"]] for row in rows[long]]
+    ratio = arithmetic[1] / arithmetic[0]
+    found = {"arithmetic": ratio, "time": figure(per_token), "cost": figure([value / ratio for value in per_token])}
+    return {"sides": sides, "long": found}
+
+
+def startup_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Case f."""
+    keys = ("seconds", "seconds_to_step", "step_seconds", "import_seconds")
+    return {"startup": {key: figure([row[key] for row in rows]) for key in keys}}
+
+
+def summarize(
+    case: Case, done: Mapping[str, Any], *, folder: Path, workload: Workload, minutes: float
+) -> dict[str, Any]:
+    """All that `latest.json` holds of a case."""
+    measurements, names = done["measurements"], done["names"]
+    gemm = [max(rates.values()) for rates in done["gemm"]]
+    rows = {side: [row for row in measurements if row["side"] == side] for side in names}
+    if case.key == "e":
+        figures = long_figures(case, rows, gemm, folder)
+    elif case.key == "f":
+        figures = startup_figures(rows["startup"])
+    else:
+        figures = peer_figures(case, rows, gemm, workload)
+    found = {
+        "key": case.key,
+        "title": case.title,
+        "task": asdict(case.task),
+        "command": shlex.join(["make", "bench", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "minutes": round(minutes, 1),
         "machine": machine(workload.num_threads),
         "load_before": figure([row["load_before"] for row in measurements]),
-        "versions": {key: value for row in measurements for key, value in row["versions"].items()},
+        "versions": {key: value for row in measurements for key, value in row.get("versions", {}).items()},
         "workload": {
-            "pairs": len(pairs),
+            "pairs": len(workload.pairs),
             "pairs_per_step": workload.pairs_per_step,
             "steps": workload.num_steps,
             "seed": workload.seed,
@@ -149,69 +191,12 @@ def summarize(
             "shape": vars(workload.shape),
         },
         "gemm_gflops": {shape: figure([rates[shape] for rates in done["gemm"]]) for shape in done["gemm"][0]},
-        "methods": methods,
-        "floors": check_floors(methods),
+        "names": names,
+        "search": done["search"],
+        **figures,
         "measurements": measurements,
     }
-
-
-def _cell(values: Figure, digits: int = 2, scale: float = 1.0, unit: str = "") -> str:
-    low, middle, high = (f"{values[key] * scale:,.{digits}f}" for key in ("min", "median", "max"))
-    return f"**{middle}{unit}** ({low}-{high})"
-
-
-def _method_table(method: str, content: Mapping[str, Any]) -> list[str]:
-    unit = "pairs/s" if method == "dpo" else "rows/s"
-    lines = [
-        f"| {method.upper()} | {unit} | useful tokens/s | peak RSS, GiB | of it loaded | share of GEMM rate "
-        "| Tunesmith is |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for side, row in content["sides"].items():
-        ratio = "" if side == "tunesmith" else f"{_cell(content['against'][side]['speed'])} times as fast"
-        memory = "" if side == "tunesmith" else f", {content['against'][side]['memory']['median']:.2f} of its memory"
-        cells = [
-            row["name"],
-            _cell(row["rows_per_second"], 3),
-            _cell(row["tokens_per_second"], 0),
-            _cell(row["peak_rss_gib"]),
-            f"{row['loaded_rss_gib']['median']:.2f}",
-            _cell(row["gemm_share"], 0, 100.0, " %"),
-            ratio + memory,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def table(result: Mapping[str, Any]) -> str:
-    """The tables in markdown, with what they were measured on, and whether both sides did the same work."""
-    here, versions, work = result["machine"], result["versions"], result["workload"]
-    rates = "; ".join(f"{shape}: {_cell(values, 0)}" for shape, values in result["gemm_gflops"].items())
-    lines = [
-        f"`{result['command']}`, {result['date']}: {work['rounds']} rounds of {work['steps']} steps x "
-        f"{work['pairs_per_step']} pairs, {result['minutes']:.0f} minutes. {here['cpu']}, {here['cores']} shared "
-        f"cores, {here['threads']} threads, {here['memory_gib']} GiB, no GPU; load before a measurement "
-        f"{result['load_before']['min']:.1f} to {result['load_before']['max']:.1f}. Tunesmith {versions['tunesmith']}, "
-        f"TRL {versions['trl']}, torch {versions['torch']}, transformers {versions['transformers']}. "
-        "Bold is the median, in brackets minimum and maximum.",
-        "",
-        f"GEMM rate, GFLOP/s, float32: {rates}.",
-    ]
-    for method, content in result["methods"].items():
-        same = content["equality"]
-        lines += ["", *_method_table(method, content), ""]
-        lines.append(
-            f"Equal work ({method.upper()}): first losses {same['losses']['tunesmith'][0]:.6f} (Tunesmith) and TRL's "
-            f"differ by at most {same['first_step_difference']:.1e}, the losses of all steps by at most "
-            f"{same['largest_difference']:.1e}: {'the same' if same['equal'] else 'NOT the same'} work."
-        )
-    lines.append("")
-    for floor in result["floors"]:
-        name = result["methods"][floor["method"]]["sides"][floor["against"]]["name"]
-        bound = f"{'at most' if floor['what'] == 'memory' else 'at least'} {floor['bound']}"
-        reached = f"{floor['reached']:.2f}, wanted {bound}: {'met' if floor['met'] else 'NOT met'}"
-        lines.append(f"- {floor['method'].upper()} {floor['what']} against {name}: {reached}")
-    return "\n".join(lines) + "\n"
+    return found | {"bars": check_bars(found)}
 
 
 def put_table(page: Path, text: str, mark: str = "bench") -> None:

@@ -10,11 +10,24 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 PAD_ID, UNKNOWN_ID, EOS_ID, FIRST_WORD_ID = 0, 1, 2, 3
 METHODS = ("dpo", "sft")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained and against what: the part of a case that the arithmetic depends on.
+
+    reference: `loop`, computed inside the timed window; `cached`, before it; `none`, the method has none.
+    """
+
+    method: Literal["dpo", "sft"]
+    tuning: Literal["lora", "full"] = "lora"
+    reference: Literal["loop", "cached", "none"] = "none"
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,17 @@ def make_pairs(num_pairs: int, *, seed: int, vocab_size: int, scale: float = 1.0
     return pairs
 
 
+def make_rows(num_rows: int, num_tokens: int, *, seed: int, vocab_size: int) -> list[Pair]:
+    """Rows of exactly `num_tokens` tokens for SFT: half prompt, half answer; the other answer is not used."""
+    generator = np.random.default_rng(seed)
+
+    def ids(length: int) -> list[int]:
+        return [int(token) for token in generator.integers(FIRST_WORD_ID, vocab_size, length)]
+
+    half = num_tokens // 2
+    return [Pair(ids(half), [*ids(num_tokens - half - 1), EOS_ID], [EOS_ID]) for _ in range(num_rows)]
+
+
 def answers_of(pair: Pair, method: str) -> list[list[int]]:
     """The answers that a method trains: both of a pair, or the chosen one alone."""
     return [pair.chosen, pair.rejected] if method == "dpo" else [pair.chosen]
@@ -117,27 +141,30 @@ def padded_tokens(pairs: list[Pair], method: str, batch_size: int) -> int:
     return total
 
 
-def useful_flops(pairs: list[Pair], method: str, shape: Shape) -> float:
-    """Floating-point operations that the method needs, two for a multiply-add; waste of any kind is not counted.
+def useful_flops(pairs: list[Pair], task: Task, shape: Shape) -> float:
+    """Floating-point operations that the task needs, two for a multiply-add; waste of any kind is not counted.
 
-    Per distinct token: frozen weights 2N forward and 2N backward (the gradient of their input), adapters 6N.
-    LM head: answer tokens only, forward and input gradient. Attention: each query with the keys that it may see,
-    two products forward and four backward. DPO adds one forward pass of the reference, without adapters.
-    Recomputation is not counted; norms, activations and softmax are left out.
+    Per distinct token and weight of the blocks: 2 forward, 2 backward to the input, and 2 for the weight's own
+    gradient where it is trained: 4N with LoRA, 6N in full; adapters 6N. LM head the same, on answer tokens only;
+    the embedding's lookup is free. Attention: each query with the keys that it may see, two products forward and four
+    backward. A reference in the loop adds one forward pass, without adapters. Recomputation, norms, activations,
+    softmax and the optimizer are left out.
     """
-    frozen = shape.num_layers * sum(inputs * outputs for inputs, outputs in shape.linears())
+    blocks = shape.num_layers * sum(inputs * outputs for inputs, outputs in shape.linears())
     adapters = shape.num_layers * shape.lora_rank * sum(inputs + outputs for inputs, outputs in shape.linears())
     head = shape.vocab_size * shape.hidden_size
-    passes = 3 if method == "dpo" else 2  # forward, backward, and the reference's forward
+    reference = 1 if task.reference == "loop" else 0
+    per_weight = (4 if task.tuning == "lora" else 6) + 2 * reference
+    per_token = per_weight * blocks + (6 * adapters if task.tuning == "lora" else 0)
     total = 0.0
     for pair in pairs:
-        answers = answers_of(pair, method)
+        answers = answers_of(pair, task.method)
         answer_tokens = sum(map(len, answers))
         prompt = len(pair.prompt)
         seen = prompt * (prompt + 1) / 2 + sum(prompt * len(row) + len(row) * (len(row) + 1) / 2 for row in answers)
-        total += (prompt + answer_tokens) * (2 * frozen * passes + 6 * adapters)
-        total += answer_tokens * 2 * head * passes
-        total += seen * 4 * shape.hidden_size * shape.num_layers * (passes + 1)  # backward has twice the products
+        total += (prompt + answer_tokens) * per_token
+        total += answer_tokens * per_weight * head
+        total += seen * 4 * shape.hidden_size * shape.num_layers * (3 + reference)  # backward: twice the products
     return total
 
 
