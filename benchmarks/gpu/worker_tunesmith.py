@@ -1,0 +1,186 @@
+"""One side of a case under Tunesmith, in a process of its own, through the product's own `train_stage`.
+
+In: a job's JSON. Out: lines of JSON for the driver. Must not know: TRL.
+
+Timed are whole steps with their optimizer; the reference pass (never cached) is timed apart, over all rows, and the
+report adds a round's share of it. Not timed: imports, building the model, the parity check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from benchmarks.gpu.build import fill_adapter, make_model
+from benchmarks.gpu.cases import Case, Side, from_json
+from benchmarks.gpu.meter import Finished, Rounds, Talk, synchronize
+from benchmarks.gpu.rows import make_rows
+from benchmarks.gpu.shapes import LORA_ALPHA, LORA_RANK, SHAPES
+from benchmarks.workload import Pair, answers_of
+from tunesmith.data.plan import step_examples
+from tunesmith.data.types import Branch, Tree
+from tunesmith.engine.engine import Engine
+from tunesmith.engine.parity import checked_engine
+from tunesmith.engine.reference import reference_logprobs
+from tunesmith.model.adapters import add_adapter, inner_model
+from tunesmith.model.machine import Machine
+from tunesmith.objectives import objective_of
+from tunesmith.recipe.models import DpoStage, Lora, SftStage, Source
+from tunesmith.runs.folder import StageFolder
+from tunesmith.runs.records import Value
+from tunesmith.train.loop import train_stage
+from tunesmith.version import VERSION
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+SEED, LEARNING_RATE = 0, 1e-4
+TOY_SCALE = 0.03
+"""Of the lengths of rows in toy runs."""
+
+
+@dataclass
+class Watch:
+    """An observer of the loop that tells the rounds; what the loop notes is kept."""
+
+    rounds: Rounds
+    notes: list[str]
+
+    def started(self, stage: str, *, first_step: int, num_steps: int) -> None:
+        """Nothing."""
+
+    def stepped(self, record: Mapping[str, Value], timing: Mapping[str, Value]) -> None:
+        loss = record["loss"]
+        assert isinstance(loss, float)
+        self.rounds.lost(loss)
+        self.rounds.stepped()
+
+    def evaluated(self, record: Mapping[str, Value]) -> None:
+        """Nothing."""
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+    def finished(self) -> None:
+        """Nothing."""
+
+
+def make_trees(pairs: list[Pair], method: str, pairs_per_step: int) -> list[Tree]:
+    """The pairs as trees, placed so that the loop's shuffle takes them in their order: as TRL does."""
+    num_steps = len(pairs) // pairs_per_step
+    order = [i for step in range(num_steps) for i in step_examples(len(pairs), pairs_per_step, SEED, step)]
+    trees: list[Tree | None] = [None] * len(pairs)
+    for number, (place, pair) in enumerate(zip(order, pairs, strict=True)):
+        branches = tuple(
+            Branch(np.array(ids, np.int32), np.ones(len(ids), np.bool_)) for ids in answers_of(pair, method)
+        )
+        trees[place] = Tree(f"pair {number}", np.array(pair.prompt, np.int32), branches)
+    return [tree for tree in trees if tree is not None]
+
+
+def make_stage(case: Case, side: Side, num_steps: int) -> DpoStage | SftStage:
+    """The stage of a recipe with the settings of a side; all else at the product's defaults."""
+    stage: type[DpoStage] | type[SftStage] = DpoStage if case.method == "dpo" else SftStage
+    return stage.model_validate(
+        {
+            "name": "bench",
+            "train": [Source(path="random")],
+            "batch_size": case.pairs_per_step,
+            "max_steps": num_steps,
+            "learning_rate": LEARNING_RATE,
+            "schedule": "constant",
+            "warmup_fraction": 0.0,
+            "optimizer": side.optimizer,
+            "gradient_checkpointing": side.checkpointing,
+            "forest_tokens": side.forest_tokens,
+            "tuning": Lora(r=LORA_RANK, alpha=float(LORA_ALPHA)),
+            "save_every": 0,
+        }
+    )
+
+
+def make_policy(case: Case, *, machine: Machine, toy: bool) -> PreTrainedModel:
+    """The frozen model with a fresh adapter of known values."""
+    shape = SHAPES[case.model].toy() if toy else SHAPES[case.model]
+    dtype = torch.float32 if toy and machine.device.type == "cpu" else DTYPES[case.dtype]
+    base = make_model(shape, device=machine.device, dtype=dtype, quantization=case.quantization, seed=SEED)
+    adapted = add_adapter(base, Lora(r=LORA_RANK, alpha=float(LORA_ALPHA)), seed=SEED)
+    fill_adapter(adapted, seed=SEED)
+    return inner_model(adapted)
+
+
+def _reference(engine: Engine, trees: list[Tree], side: Side, device: torch.device) -> tuple[Any, float]:
+    """The reference's log-probs, and the seconds that they took, after a warm-up on a few rows."""
+    forest_tokens = side.forest_tokens
+    reference_logprobs(engine, trees[:4], forest_tokens=forest_tokens, fingerprint="")
+    synchronize(device)
+    start = time.perf_counter()
+    references, _ = reference_logprobs(engine, trees, forest_tokens=forest_tokens, fingerprint="")
+    synchronize(device)
+    return references, time.perf_counter() - start
+
+
+def measure(case: Case, side: Side, *, talk: Talk, toy: bool = False) -> None:
+    """Build, wait, warm up, measure every round; ends by itself after the last."""
+    machine = Machine.detect(2 if toy else 0)
+    device = machine.device
+    rounds = Rounds(talk, device, case.timed_steps, case.rounds)
+    shape = SHAPES[case.model].toy() if toy else SHAPES[case.model]
+    num_pairs = rounds.num_steps * case.pairs_per_step
+    scale = TOY_SCALE if toy else 1.0
+    pairs = make_rows(case.rows, num_pairs, seed=SEED, vocab_size=shape.vocab, scale=scale)
+    trees = make_trees(pairs, case.method, case.pairs_per_step)
+    model = make_policy(case, machine=machine, toy=toy)
+    watch = Watch(rounds, [])
+    with tempfile.TemporaryDirectory(prefix="tunesmith-gpu-") as folder:
+        try:
+            rounds.begin()
+            engine, report = checked_engine(model, trees, attention=side.attention)
+            stage = make_stage(case, side, rounds.num_steps)
+            objective = objective_of(stage)
+            references, seconds = None, 0.0
+            if objective.needs_reference:
+                references, seconds = _reference(engine, trees, side, device)
+            talk.say("reference", seconds=seconds, pairs=num_pairs, parity=report.line(), backend=engine.backend)
+            train_stage(
+                engine=engine,
+                stage=stage,
+                objective=objective,
+                train=trees,
+                references=None if references is None else (references, []),
+                folder=StageFolder(Path(folder) / "bench"),
+                seed=SEED,
+                machine=machine,
+                observer=watch,
+            )
+        except Finished:
+            pass
+    versions = {"tunesmith": VERSION, "torch": torch.__version__, "transformers": transformers.__version__}
+    talk.say("done", notes=watch.notes, versions=versions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--job", required=True, help="the JSON of cases.as_json")
+    parser.add_argument("--talk", type=int, required=True, help="file descriptor of the driver's pipe")
+    parser.add_argument("--toy", action="store_true")
+    args = parser.parse_args()
+    case, side = from_json(json.loads(args.job))
+    talk = Talk(os.fdopen(args.talk, "w"))
+    measure(case, side, talk=talk, toy=args.toy)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
