@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tunesmith.data.plan import plan_forests
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import VERSION, Engine
+from tunesmith.engine.retry import Budget, with_retry
 from tunesmith.errors import NumericsError
+from tunesmith.model.adapters import adapter_is_identity, without_adapter
 from tunesmith.runs.atomic import write_bytes
 
 FloatArray = npt.NDArray[np.float32]
@@ -43,47 +45,74 @@ def score(
     *,
     forest_tokens: int,
     progress: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[FloatArray]:
     """Log-probs of the trained tokens of every tree, in branch and token order, in eval mode.
 
-    An unfilled slot would stay NaN, and NaN is refused.
+    Where memory runs out it goes on in smaller forests from where it was, and tells. Raises NumericsError for
+    log-probs that are not finite (an unfilled slot would stay NaN), ResourceError where an answer alone does not fit.
     """
+    parts: dict[tuple[int, int | None], FloatArray] = {}
+
+    def work(budget: Budget) -> None:
+        left = [number for number in range(len(trees)) if not _is_scored(parts, number, trees[number])]
+        for units in budget.plan([trees[number] for number in left]):
+            keys = [(left[unit.index], unit.branch) for unit in units]
+            values = _values(engine, [unit.tree for unit in units])
+            parts.update(zip(keys, values, strict=True))
+            if progress is not None:
+                progress(sum(unit.branch in (None, 0) for unit in units))
+
+    def lowered(budget: Budget, problem: str) -> None:
+        if tell is not None:
+            tell(f"memory ran out ({problem}); going on in {budget.described()}")
+
     was_training = engine.model.training
     engine.model.eval()
-    scores = [np.full(1, np.nan, np.float32) for _ in trees]
     try:
-        for numbers in plan_forests(trees, forest_tokens):
-            forest = [trees[number] for number in numbers]
-            logprobs = engine.logprobs(forest)
-            tree_N = logprobs.tree_B[logprobs.branch_N]
-            values_N = logprobs.logprob_N.float()
-            for place, number in enumerate(numbers):
-                scores[number] = values_N[tree_N == place].cpu().numpy()
-            if progress is not None:
-                progress(len(numbers))
+        device, budget = engine.model.device, Budget(forest_tokens)
+        with_retry(work, trees, budget=budget, device=device, where="log-probs of the reference", lowered=lowered)
     finally:
         engine.model.train(was_training)
-    filled = [values for values in scores if values is not None]
-    if len(filled) != len(trees) or not all(np.isfinite(values).all() for values in filled):
-        bad = [
-            tree.id
-            for tree, values in zip(trees, scores, strict=True)
-            if values is None or not np.isfinite(values).all()
-        ]
+    scores = [_joined(parts, number, tree) for number, tree in enumerate(trees)]
+    bad = [tree.id for tree, values in zip(trees, scores, strict=True) if not np.isfinite(values).all()]
+    if bad:
         raise NumericsError(
             f"the reference's log-probs are not finite on {len(bad)} rows",
             where=", ".join(bad[:5]),
             remedy="check the model's weights and its dtype; float16 overflows on models trained in bfloat16",
         )
-    return filled
+    return scores
 
 
-def cache_key(engine: Engine, trees: Sequence[Tree], *, fingerprint: str, forest_tokens: int) -> str:
-    """sha256 over everything that the numbers depend on: weights, tokens, dtype, backend, engine version."""
+def _values(engine: Engine, trees: Sequence[Tree]) -> list[FloatArray]:
+    """Log-probs of each tree of one forest."""
+    logprobs = engine.logprobs(trees)
+    tree_N = logprobs.tree_B[logprobs.branch_N].cpu().numpy()
+    values_N = logprobs.logprob_N.float().cpu().numpy()
+    return [part.copy() for part in np.split(values_N, np.searchsorted(tree_N, np.arange(1, len(trees))))]
+
+
+def _is_scored(parts: Mapping[tuple[int, int | None], FloatArray], number: int, tree: Tree) -> bool:
+    return (number, None) in parts or all((number, branch) in parts for branch in range(len(tree.branches)))
+
+
+def _joined(parts: Mapping[tuple[int, int | None], FloatArray], number: int, tree: Tree) -> FloatArray:
+    whole = parts.get((number, None))
+    if whole is not None:
+        return whole
+    unfilled = np.full(1, np.nan, np.float32)
+    return np.concatenate([parts.get((number, branch), unfilled) for branch in range(len(tree.branches))])
+
+
+def cache_key(engine: Engine, trees: Sequence[Tree], *, fingerprint: str) -> str:
+    """sha256 over everything that the numbers depend on: weights, tokens, dtype, backend, engine version.
+
+    How trees were packed is not among it: that moves a log-prob by rounding only.
+    """
     digest = hashlib.sha256()
-    for part in (fingerprint, str(engine.model.dtype), str(engine.model.device.type), engine.backend, str(VERSION)):
+    for part in (fingerprint, str(engine.dtype), str(engine.model.device.type), engine.backend, str(VERSION)):
         digest.update(part.encode() + b"\0")
-    digest.update(str(forest_tokens).encode())
     for sha in sorted({tree.sha() for tree in trees}):
         digest.update(sha.encode())
     return digest.hexdigest()
@@ -122,27 +151,32 @@ def reference_logprobs(
     fingerprint: str,
     cache_folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[list[FloatArray], bool]:
     """The reference of `trees`, and whether it came from the cache.
 
     A cached set is trusted only after 16 of its rows were recomputed and agreed; a set that does not agree is
-    computed again. `cache_folder=None` computes without reading or writing.
+    computed again. `cache_folder=None` computes without reading or writing. An adapter that changes nothing yet, as a
+    new one, is left out of the pass; one that has been trained is part of the reference.
     """
     shas = [tree.sha() for tree in trees]
     unique = sorted(set(shas))
-    if cache_folder is None:
-        return score(engine, trees, forest_tokens=forest_tokens, progress=progress), False
-    path = (
-        cache_folder / f"{cache_key(engine, trees, fingerprint=fingerprint, forest_tokens=forest_tokens)}.safetensors"
-    )
-    cached = _read(path, unique)
-    if cached is not None:
-        scores = [cached[sha] for sha in shas]
-        limit = RECHECK_TOLERANCE if engine.model.dtype == torch.float32 else 5e-2
-        if _recheck(engine, trees, scores, forest_tokens=forest_tokens) <= limit:
-            return scores, True
-    scores = score(engine, trees, forest_tokens=forest_tokens, progress=progress)
-    by_sha = dict(zip(shas, scores, strict=True))
+    with without_adapter(engine.model) if adapter_is_identity(engine.model) else nullcontext():
+        if cache_folder is None:
+            return score(engine, trees, forest_tokens=forest_tokens, progress=progress, tell=tell), False
+        path = cache_folder / f"{cache_key(engine, trees, fingerprint=fingerprint)}.safetensors"
+        cached = _read(path, unique)
+        if cached is not None:
+            scores = [cached[sha] for sha in shas]
+            limit = RECHECK_TOLERANCE if engine.dtype == torch.float32 else 5e-2
+            if _recheck(engine, trees, scores, forest_tokens=forest_tokens) <= limit:
+                return scores, True
+        scores = score(engine, trees, forest_tokens=forest_tokens, progress=progress, tell=tell)
+    _write(path, unique, dict(zip(shas, scores, strict=True)))
+    return scores, False
+
+
+def _write(path: Path, unique: Sequence[str], by_sha: Mapping[str, FloatArray]) -> None:
     values = np.concatenate([by_sha[sha] for sha in unique]) if unique else np.zeros(0, np.float32)
     content = {
         "logprobs": values,
@@ -151,4 +185,3 @@ def reference_logprobs(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save(content))
-    return scores, False
