@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -29,15 +30,11 @@ def name_of(dtype: torch.dtype) -> str:
 
 def attention_proofs(device: torch.device, dtype: torch.dtype) -> Iterator[Proof]:
     """Every backend, on every family of models, in float32 and in the device's own type."""
-    for kind in dict.fromkeys((torch.float32, dtype)):
-        for family in FAMILIES:
-            model = small_model(family, device, kind)
-            for backend, obstacle in usable(model):
-                name = f"{backend}, {family}, {name_of(kind)}"
-                if obstacle:
-                    yield skipped(name, obstacle)
-                else:
-                    yield from _proofs(name, model, backend)
+    for kind, family in product(dict.fromkeys((torch.float32, dtype)), FAMILIES):
+        model = small_model(family, device, kind)
+        for backend, reason in usable(model):
+            name = f"{backend}, {family}, {name_of(kind)}"
+            yield from [skipped(name, reason)] if reason else _proofs(name, model, backend)
 
 
 def _proofs(name: str, model: PreTrainedModel, backend: Backend) -> Iterator[Proof]:

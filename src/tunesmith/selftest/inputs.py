@@ -69,10 +69,9 @@ def small_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(_config(family), dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(0, 0.1)  # wide enough that log-probs differ from token to token
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data.normal_(0, 0.1)  # wide enough that log-probs differ from token to token
     torch.nn.Module.to(model, device, dtype)
     model.eval()
     return model
