@@ -10,6 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.support.memory import FullMemory
 from tests.support.training import (
     Trial,
     full_engine,
@@ -66,6 +67,20 @@ def rank_main(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size)
     compute(Machine(torch.device("cpu"), rank, world_size), folder)
+    dist.destroy_process_group()
+
+
+def memory_rank_main(rank: int, world_size: int, folder: Path) -> None:
+    """One rank of two stages: in one of them rank 1 runs out of memory in its second step."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=world_size)
+    machine = Machine(torch.device("cpu"), rank, world_size)
+    for name in ("whole", "failing"):
+        trial = Trial(folder / name, sft_stage(epochs=2), dropout=0.0)
+        engine = trial.engine()
+        if name == "failing" and rank == 1:
+            FullMemory("backward", at=2).watch(engine.model)
+        trial.run(engine=engine, machine=machine)
     dist.destroy_process_group()
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tunesmith.data.plan import num_steps
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.retry import Budget, is_out_of_memory
@@ -78,15 +77,16 @@ def train_stage(
     `forest_tokens` and `gradient_checkpointing`, where given, stand for the stage's: a plan has found what fits.
     Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
-    if stage.keep == "best" and not heldout:
-        remedy = "Add `heldout` or `heldout_fraction`, or use `keep: final`."
-        raise RecipeError("`keep: best` needs held-out rows.", where=f"stage {stage.name}", remedy=remedy)
-    trainable = trainable_parameters(engine.model)
-    steps = num_steps(len(train), stage.batch_size, stage.epochs)
+    _refuse_unmeasured_best(stage, heldout)
+    chosen = {
+        "forest_tokens": forest_tokens or stage.forest_tokens or machine.forest_tokens,
+        "gradient_checkpointing": gradient_checkpointing or stage.gradient_checkpointing or "none",
+    }
+    stage = stage.model_copy(update=chosen)
     folder = folder.create() if machine.is_main else folder
     machine.barrier()
     observer = (observer or Silent()) if machine.is_main else Silent()
-    checkpointing = gradient_checkpointing or stage.gradient_checkpointing or "none"
+    trainable = trainable_parameters(engine.model)
     session = Session(
         engine=engine,
         stage=stage,
@@ -98,32 +98,26 @@ def train_stage(
         seed=seed,
         machine=machine,
         observer=observer,
-        num_steps=min(steps, stage.max_steps or steps),
-        steps_per_epoch=num_steps(len(train), stage.batch_size, 1),
-        gradient_checkpointing=checkpointing,
-        memory=StageMemory(
-            folder,
-            stage=stage.name,
-            forest_tokens=forest_tokens or stage.forest_tokens or machine.forest_tokens,
-            can_recompute=checkpointing != "full",
-            machine=machine,
-            observer=observer,
-        ),
+        memory=StageMemory(folder, stage, machine=machine, observer=observer),
         trainable=trainable,
         optimizer=_optimizer(stage, trainable),
         scaler=make_scaler(engine.dtype, machine.device),
     )
     fresh = _fresh_state(session, inputs or {})
     try:
-        state = resume(
-            session.folder, fresh, trainable, session.optimizer, machine=machine, warn=session.observer.noted
-        )
+        state = resume(folder, fresh, trainable, session.optimizer, machine=machine, warn=observer.noted)
         if state.scaler:
             session.scaler.load_state_dict(state.scaler)
         session.observer.started(stage.name, first_step=state.step, num_steps=session.num_steps)
         return _train(session, state)
     finally:
         session.observer.finished()
+
+
+def _refuse_unmeasured_best(stage: StageRecipe, heldout: Sequence[Tree]) -> None:
+    if stage.keep == "best" and not heldout:
+        remedy = "Add `heldout` or `heldout_fraction`, or use `keep: final`."
+        raise RecipeError("`keep: best` needs held-out rows.", where=f"stage {stage.name}", remedy=remedy)
 
 
 def _optimizer(stage: StageRecipe, trainable: Trainable) -> torch.optim.Optimizer:
@@ -176,7 +170,8 @@ def _train(session: Session, state: State) -> StageOutcome:
     modes = training_mode(
         session.engine.model,
         dropout=_dropout_of(session),
-        gradient_checkpointing=session.gradient_checkpointing,
+        gradient_checkpointing=session.stage.gradient_checkpointing or "none",
+        offload=session.stage.offload_activations,
     )
     with modes, stop_requests() as stop:
         while state.step < session.num_steps:

@@ -71,7 +71,9 @@ def make_optimizer(
         library = need_extra("bitsandbytes", "gpu")
         make = vars(library.optim)[_CLASSES[kind]]
         optimizer = make(groups, lr=learning_rate, betas=betas)
-    _make_state(optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # they work, without pages
+        _make_state(optimizer)
     return optimizer
 
 
@@ -79,18 +81,20 @@ def _make_state(optimizer: torch.optim.Optimizer) -> None:
     """All moments, zero, as the optimizer's own first step would make them."""
     for number, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
-            if not isinstance(optimizer, torch.optim.AdamW):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")
-                    optimizer.init_state(group, parameter, number, place)  # type: ignore[attr-defined]
-                continue
-            # The fused kernel wants `step` beside the weight; the plain one wants it on the CPU.
-            place_of_step = parameter.device if group["fused"] else torch.device("cpu")
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=place_of_step),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
+            if isinstance(optimizer, torch.optim.AdamW):
+                optimizer.state[parameter] = _zero_moments(parameter, fused=group["fused"])
+            else:
+                optimizer.init_state(group, parameter, number, place)  # type: ignore[attr-defined]
+
+
+def _zero_moments(parameter: nn.Parameter, *, fused: bool) -> dict[str, Tensor]:
+    """The fused kernel wants `step` beside the weight, the plain one on the CPU."""
+    device = parameter.device if fused else torch.device("cpu")
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=device),
+        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+    }
 
 
 def fill_gradients(parameters: Iterable[nn.Parameter]) -> int:

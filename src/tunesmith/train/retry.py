@@ -17,6 +17,7 @@ from tunesmith.engine.retry import Budget, longest_row, with_retry
 from tunesmith.model.machine import Machine
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Record, append_record, read_records, sync_records
+from tunesmith.train.identity import StageRecipe
 from tunesmith.train.progress import Observer
 
 Found = TypeVar("Found")
@@ -31,20 +32,11 @@ FILE = "budget.jsonl"
 class StageMemory:
     """What a stage knows of the memory that its forests may take."""
 
-    def __init__(
-        self,
-        folder: StageFolder,
-        *,
-        stage: str,
-        forest_tokens: int,
-        can_recompute: bool,
-        machine: Machine,
-        observer: Observer,
-    ) -> None:
-        """`can_recompute`: full gradient checkpointing is not on, so it can be proposed."""
+    def __init__(self, folder: StageFolder, stage: StageRecipe, *, machine: Machine, observer: Observer) -> None:
+        """The budget that the stage asks for, and the lowerings that its folder has."""
+        forest_tokens = stage.forest_tokens or machine.forest_tokens
         self._path = folder.path / FILE
-        self._stage, self._can_recompute = stage, can_recompute
-        self._machine, self._observer = machine, observer
+        self._stage, self._machine, self._observer = stage, machine, observer
         self._asked = Budget(forest_tokens)
         # Lines of another budget than this run asks for were made for another card or another setting.
         lines = read_records(self._path)
@@ -81,9 +73,9 @@ class StageMemory:
             trees,
             budget=self.budget(step, phase),
             device=self._machine.device,
-            where=f"stage {self._stage}, step {step}",
+            where=f"stage {self._stage.name}, step {step}",
             lowered=lowered,
-            can_recompute=self._can_recompute and phase == "train",
+            can_recompute=phase == "train" and self._stage.gradient_checkpointing != "full",
         )
 
     def _line(self, budget: Budget, step: int, phase: Phase) -> Record:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.amp import GradScaler
 
-from tunesmith.data.plan import replay_examples, step_examples
+from tunesmith.data.plan import num_steps, replay_examples, step_examples
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.model.machine import Machine
@@ -19,7 +19,6 @@ from tunesmith.objectives import Objective
 from tunesmith.recipe.models import SftStage
 from tunesmith.runs.folder import StageFolder
 from tunesmith.train.identity import StageRecipe
-from tunesmith.train.modes import Checkpointing
 from tunesmith.train.optim import Trainable
 from tunesmith.train.progress import Observer
 from tunesmith.train.retry import StageMemory
@@ -40,13 +39,21 @@ class Session:
     seed: int
     machine: Machine
     observer: Observer
-    num_steps: int
-    steps_per_epoch: int
-    gradient_checkpointing: Checkpointing
     memory: StageMemory
     trainable: Trainable
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that see every row once."""
+        return num_steps(len(self.train.trees), self.stage.batch_size, 1)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole stage."""
+        steps = self.steps_per_epoch * self.stage.epochs
+        return min(steps, self.stage.max_steps or steps)
 
 
 def step_batch(session: Session, step: int) -> tuple[Batch, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
+from safetensors.torch import load_file
 
-from tests.support.training import Trial, dpo_stage, sft_stage, weights_of
+from tests.support.training import Trial, dpo_stage, full_engine, sft_stage, weights_of
 from tunesmith.errors import ResumeError, StoppedError
 from tunesmith.recipe.models import DpoStage, Full, Lora, Replay, SftStage, Source
 from tunesmith.runs.atomic import sha256_file
@@ -196,6 +198,7 @@ def test_torn_last_record_is_made_again(tmp_path: Path) -> None:
         ({"learning_rate": 0.5}, "stage.learning_rate: 0.01 there, 0.5 now"),
         ({"batch_size": 5}, "stage.batch_size: 4 there, 5 now"),
         ({"tuning": Lora(r=4, alpha=8.0)}, "stage.tuning"),
+        ({"optimizer": "adamw_8bit"}, "stage.optimizer: None there, 'adamw_8bit' now"),
         ({"schedule": "linear"}, "stage.schedule: 'cosine' there, 'linear' now"),
         ({"epochs": 1}, "is past the 3 steps"),
     ],
@@ -248,3 +251,40 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     trial.run()
     assert not left.exists()
     assert_same_end(trial, whole)
+
+
+def test_a_checkpoint_made_before_there_were_optimizers_goes_on(tmp_path: Path) -> None:
+    """R7: its state knows nothing of skipped steps, and its identity names no optimizer."""
+    whole, _ = unbroken("sft, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(3))
+    path = tmp_path / "checkpoints" / "step-2"
+    state = json.loads((path / STATE).read_text())
+    assert "stage.optimizer" not in state["identity"]
+    for name in ("num_skipped", "skips_in_row", "scaler"):
+        del state[name]
+    (path / STATE).write_text(json.dumps(state))
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][STATE] = {"bytes": (path / STATE).stat().st_size, "sha256": sha256_file(path / STATE)}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert trial.run()[0].resumed_step == 2
+    assert_same_end(trial, whole)
+
+
+@pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
+def test_every_optimizer_resumes_bit_by_bit(tmp_path: Path, kind: str) -> None:
+    """Embeddings and layers of 6,144 and 4,096 numbers have 8-bit moments, the others' stay float32."""
+    stage = sft_stage(tuning=Full(), optimizer=kind, learning_rate=1e-3, save_every=1, epochs=1)
+    trials = [Trial(tmp_path / name, stage) for name in ("whole", "broken")]
+    for trial in trials:
+        engine = full_engine(hidden_size=64)
+        if trial is trials[1]:
+            with pytest.raises(ConnectionAbortedError):
+                trial.run(Crash(3), engine=engine)
+            engine = full_engine(hidden_size=64)
+        trial.run(engine=engine)
+    types = {str(tensor.dtype) for tensor in load_file(tmp_path / "whole/checkpoints/step-3" / OPTIMIZER).values()}
+    assert ("torch.uint8" in types) == kind.endswith("8bit")
+    for name in ("metrics.jsonl", *(f"checkpoints/step-3/{file}" for file in (WEIGHTS, OPTIMIZER, STATE))):
+        assert (trials[0].folder / name).read_bytes() == (trials[1].folder / name).read_bytes(), name
