@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from typing import Any
 
 import pytest
 import torch
+import transformers.models.llama.modeling_llama as llama
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.support.models import tiny_model
 from tests.support.training import gradients_of
-from tests.support.trees import random_trees
+from tests.support.trees import random_tree, random_trees
 from tunesmith.engine.engine import Engine
 from tunesmith.errors import ModelError
 from tunesmith.model.adapters import add_adapter, inner_model
+from tunesmith.model.compiled import compile_layers, undo_compile
+from tunesmith.model.instances import own_forward
 from tunesmith.recipe.models import Lora
 from tunesmith.train import activations
 from tunesmith.train.activations import Checkpointing
@@ -171,3 +176,35 @@ def test_dropout_is_the_same_when_it_is_recomputed() -> None:
         wanted = wanted or found
         for name, tensor in wanted.items():
             assert torch.equal(found[name], tensor), (kind, name)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_layers_give_the_same_gradients_and_compile_a_few_times() -> None:
+    """30 forests of as many lengths, every kind of checkpointing, with and without gradients: half a minute."""
+    model, plain = lora_model(), lora_model()
+    assert compile_layers(model) == "compiled: 5 norms, 2 gated layers, 2 rotary embeddings"
+    kinds: tuple[Checkpointing, ...] = ("none", "full", "selective")
+    for number in range(30):
+        trees = [random_tree(3 + number % 5, (2 + number, 4 + 2 * (number % 7)), vocabulary=96, seed=number)]
+        found, wanted = step(model, kinds[number % 3], trees)[2], step(plain, "none", trees)[2]
+        for name, tensor in wanted.items():
+            assert float((found[name] - tensor).norm()) <= 1e-5 * float(tensor.norm()), (number, name)
+    with torch.no_grad():
+        values_N, wanted_N = (Engine(each).logprobs(SMALL).logprob_N for each in (model, plain))
+    torch.testing.assert_close(values_N, wanted_N, rtol=0, atol=1e-5)
+    for function in (llama.LlamaRMSNorm.forward, llama.LlamaMLP.forward, llama.apply_rotary_pos_emb):
+        assert 1 <= len(_debug_get_cache_entry_list(function.__code__)) <= 5
+    undo_compile(model)
+    assert all(own_forward(module) is None for module in model.modules())
+    assert step(model, "none", SMALL)[2].keys() == wanted.keys()
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: object, **_settings: object) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: no working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    model = tiny_model("llama")
+    with pytest.raises(ModelError, match="does not work on this machine: InvalidCxxCompiler"):
+        compile_layers(model)
+    assert all(own_forward(module) is None for module in model.modules())

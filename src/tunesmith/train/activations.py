@@ -46,25 +46,35 @@ class _Kept:
         self._storages: set[int] = set()
 
     def __call__(
-        self, context: SelectiveCheckpointContext, op: OpOverload, *args: object, **_kwargs: object
+        self, context: SelectiveCheckpointContext, op: OpOverload, *args: object, **kwargs: object
     ) -> CheckpointPolicy:
         name = op.name()
-        if isinstance(op, OpOverload) and op._schema.is_mutable and self._keeps(args[0]):
-            if op is not torch.ops.aten.addmm_.default:
-                raise ModelError(
-                    f"this model changes the result of a matrix product in place ({name})",
-                    where="gradient_checkpointing",
-                    remedy="Use `gradient_checkpointing: full` or `none`.",
-                )
-            return CheckpointPolicy.MUST_SAVE  # as a LoRA layer adds to a product: what is kept already has the sum
+        if isinstance(op, OpOverload) and op._schema.is_mutable:
+            return self._of_change(op, args, kwargs)
         if name.split(".")[0] not in _PRODUCTS and "attention" not in name and "attn" not in name:
             return CheckpointPolicy.PREFER_RECOMPUTE
         outputs = context.op_output if isinstance(context.op_output, tuple) else (context.op_output,)
         self._storages |= {each.untyped_storage()._cdata for each in outputs if isinstance(each, Tensor)}
         return CheckpointPolicy.MUST_SAVE
 
-    def _keeps(self, tensor: object) -> bool:
-        return isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata in self._storages
+    def _of_change(self, op: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> CheckpointPolicy:
+        """An operation that writes into its arguments, compiled code's products among them, is done again; but what
+        is kept must not change, or the recomputation would begin with the changed values."""
+        arguments = op._schema.arguments
+        written = [
+            args[number] if number < len(args) else kwargs.get(argument.name)
+            for number, argument in enumerate(arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        if not any(isinstance(each, Tensor) and each.untyped_storage()._cdata in self._storages for each in written):
+            return CheckpointPolicy.PREFER_RECOMPUTE
+        if op is torch.ops.aten.addmm_.default:
+            return CheckpointPolicy.MUST_SAVE  # a LoRA layer adds to its product: what is kept already has the sum
+        raise ModelError(
+            f"this model changes the result of a matrix product in place ({op.name()})",
+            where="gradient_checkpointing",
+            remedy="Use `gradient_checkpointing: full` or `none`.",
+        )
 
 
 def _selective_contexts() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
