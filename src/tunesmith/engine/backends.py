@@ -27,8 +27,12 @@ LARGEST_HEAD = 256
 HEAD_STEP = 8
 SMALLEST_FLEX_HEAD = 16
 """What the kernels take as the size of a head: flash up to 256 in steps of 8, FlexAttention's from 16 on."""
-ATTENDING = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
-"""Kinds of layers, as configurations name them, through which tokens meet in attention alone."""
+MIXING = frozenset(
+    "conv linear_attention mamba mamba2 recurrent hybrid hybrid_sliding indexed_attention "
+    "compressed_sparse_attention heavily_compressed_attention minimax_m3_sparse".split()
+)
+"""Kinds of layers, as transformers' configurations name them, in which tokens before it in the flat sequence act on a
+token whatever attention is told: state-space, convolution, and choices among all keys."""
 TABLES = frozenset({"wpe", "embed_positions", "position_embeddings", "position_embedding"})
 """Names of learned absolute positions in transformers' models."""
 
@@ -61,8 +65,8 @@ class ModelFacts:
     trained: bool = True
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelFacts:
-        """The facts of a loaded model; under autocast, of what its attention will compute in."""
+    def of(cls, model: PreTrainedModel, *, autocast: torch.dtype | None = None) -> ModelFacts:
+        """The facts of a loaded model; `autocast` is the engine's, in which its attention will compute."""
         config = model.config.get_text_config()
         values = config.to_dict()
         names = {name: values.get(config.attribute_map.get(name, name)) for name in ("hidden_size", "head_dim")}
@@ -70,10 +74,9 @@ class ModelFacts:
         size = names["head_dim"]
         if size is None and names["hidden_size"] and isinstance(heads, int):
             size = names["hidden_size"] // heads
-        kind = model.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
         capped = values.get("attn_logit_softcapping") is not None
-        return cls(dtype, size, capped, any(parameter.requires_grad for parameter in model.parameters()))
+        trained = any(parameter.requires_grad for parameter in model.parameters())
+        return cls(autocast or model.dtype, size, capped, trained)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -115,9 +118,9 @@ def _flex_obstacle(device: DeviceFacts, model: ModelFacts) -> str:
     return ""
 
 
-def usable(model: PreTrainedModel) -> list[tuple[Kernel, str]]:
+def usable(model: PreTrainedModel, *, autocast: torch.dtype | None = None) -> list[tuple[Kernel, str]]:
     """Every kernel, the fastest first, with the reason why it cannot run this model here; empty where it can."""
-    device, facts = DeviceFacts.of(model.device), ModelFacts.of(model)
+    device, facts = DeviceFacts.of(model.device), ModelFacts.of(model, autocast=autocast)
     return [(kernel, obstacle(kernel, device, facts)) for kernel in BY_SPEED]
 
 
@@ -151,17 +154,20 @@ def refusal(attention: Attention, reason: str) -> ModelError:
     return ModelError(f"attention {attention} cannot be used: {reason}", where="model.attention", remedy=remedy)
 
 
-def mixing_layers(model: PreTrainedModel) -> str:
-    """What lets tokens of one tree meet those of another whatever attention does, in words; empty where not known.
+def no_forests(model: PreTrainedModel, longest: int) -> str:
+    """Why no kernel can run forests of this model, with rows of up to `longest` tokens; empty where none is known.
 
-    It explains a failed check, and decides nothing.
+    What the configuration does not tell is for the parity check to find.
     """
-    kinds = model.config.get_text_config().to_dict().get("layer_types") or []
-    others = sorted(set(kinds) - ATTENDING)
-    if others:
-        return f"it has layers of the kind {', '.join(others)}, which mix along the sequence"
+    values = model.config.get_text_config().to_dict()
+    kinds = set(values.get("layer_types") or [])
+    if kinds & MIXING:
+        return f"it has layers of the kind {', '.join(sorted(kinds & MIXING))}, which mix along the sequence"
     if any(name.split(".")[-1] == "sinks" for name, _ in model.named_parameters()):
         return "it has attention sinks"
+    chunk = values.get("attention_chunk_size")
+    if "chunked_attention" in kinds and chunk is not None and longest > chunk:
+        return f"it attends in chunks of {chunk} tokens, and the longest row has {longest}"
     return ""
 
 

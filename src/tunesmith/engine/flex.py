@@ -140,8 +140,9 @@ def _kernel(device_type: str) -> Callable[..., Tensor]:
     kernel: Callable[..., Tensor] = import_module("torch.nn.attention.flex_attention").flex_attention
     if device_type == "cpu":
         return kernel
-    settings = import_module("torch._dynamo.config")
-    settings.recompile_limit = max(settings.recompile_limit, VARIANTS)
+    from torch._dynamo import config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)
     return torch.compile(kernel, dynamic=True)
 
 

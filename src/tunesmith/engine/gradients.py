@@ -25,6 +25,10 @@ from tunesmith.model.added_tokens import trained_rows
 
 NUM_TREES, NUM_BRANCHES, NUM_TOKENS = 2, 3, 32
 """At most two trees of three branches, every prompt and branch cut to 32 tokens: 256 tokens, whatever the rows are."""
+NUM_FIRST, NUM_LAST = 8, 2
+"""Trained matrices whose gradient is taken. The first are the first layer's queries, keys, values and output, both
+factors of each with LoRA: a backward without the keys' part shows fully in the keys' own matrix, and as a tenth of
+the embeddings' gradient only."""
 LARGEST_MATRIX = 2**24
 """Elements of a matrix whose gradient is taken: 64 MiB in float32, more than any adapter's."""
 
@@ -43,7 +47,7 @@ def cut_short(trees: Sequence[Tree]) -> list[Tree]:
 
 
 def _matrices(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The first two and the last two trained matrices: of LoRA, both factors of a layer.
+    """The first and the last of the trained matrices.
 
     No vectors: the gradient of a key's bias is zero but for rounding. Not the embeddings, which are cut off.
     """
@@ -57,7 +61,7 @@ def _matrices(model: PreTrainedModel) -> list[nn.Parameter]:
         and parameter.numel() <= LARGEST_MATRIX
         and id(parameter) not in embedded
     ]
-    return trained[:2] + trained[2:][-2:]
+    return trained[:NUM_FIRST] + trained[NUM_FIRST:][-NUM_LAST:]
 
 
 def _by_part(trees: Sequence[Tree], grads: Sequence[Tensor]) -> list[Tensor]:

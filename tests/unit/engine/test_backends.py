@@ -13,7 +13,7 @@ from tunesmith.engine.backends import (
     DeviceFacts,
     ModelFacts,
     candidates,
-    mixing_layers,
+    no_forests,
     num_positions,
     usable,
 )
@@ -92,15 +92,18 @@ def test_facts_of_models() -> None:
     assert ModelFacts.of(gemma2) == ModelFacts(torch.float32, 8, soft_capped=True)
     assert ModelFacts.of(tiny_model("gpt2")).head_size == 8  # it calls them n_embd and n_head
     assert not ModelFacts.of(llama.requires_grad_(False)).trained
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ModelFacts.of(llama).dtype == torch.bfloat16
+    assert ModelFacts.of(llama, autocast=torch.bfloat16).dtype == torch.bfloat16
     assert usable(llama)[-1] == ("sdpa", "")
 
 
-def test_what_mixes_tokens_beside_attention() -> None:
-    assert mixing_layers(tiny_model("gemma2")) == ""
-    assert "conv" in mixing_layers(tiny_model("lfm2", layer_types=["conv", "full_attention"]))
-    assert "sinks" in mixing_layers(tiny_model("gpt_oss", num_local_experts=4, num_experts_per_tok=2))
+def test_models_that_no_kernel_can_run_as_forests() -> None:
+    assert no_forests(tiny_model("gemma2"), 128) == ""
+    assert "conv" in no_forests(tiny_model("lfm2", layer_types=["conv", "full_attention"]), 10)
+    assert "sinks" in no_forests(tiny_model("gpt_oss", num_local_experts=4, num_experts_per_tok=2), 10)
+    chunks = tiny_model("llama")
+    chunks.config.update({"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 32})
+    assert no_forests(chunks, 32) == ""
+    assert "chunks of 32 tokens, and the longest row has 33" in no_forests(chunks, 33)
 
 
 def test_tables_of_positions() -> None:
