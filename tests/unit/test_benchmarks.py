@@ -1,4 +1,4 @@
-"""The benchmark's own parts at toy size: rows, the count of arithmetic, our side's worker, the report; no TRL."""
+"""The benchmark's own parts at toy size: rows, the count of arithmetic, cases, our worker, the report; no TRL."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import report, search, table
+from benchmarks.cases import CASES, Setting, candidates, sides
 from benchmarks.prepare import prepare
 from benchmarks.workload import (
     EOS_ID,
     Pair,
     Shape,
+    Task,
     Workload,
     load_workload,
     make_pairs,
+    make_rows,
     padded_tokens,
     useful_flops,
     useful_tokens,
@@ -65,8 +68,70 @@ def test_flops_of_one_pair_by_hand() -> None:
     pair = Pair([3, 3], [3], [3, 3])
     dpo = 5 * (6 * 120 + 6 * 58) + 3 * 6 * 40 + 13 * 16 * 4
     sft = 3 * (4 * 120 + 6 * 58) + 1 * 4 * 40 + 6 * 16 * 3
-    assert useful_flops([pair], "dpo", shape) == dpo
-    assert useful_flops([pair], "sft", shape) == sft
+    assert useful_flops([pair], Task("dpo", "lora", "loop"), shape) == dpo
+    assert useful_flops([pair], Task("sft"), shape) == sft
+    # A cached reference costs no forward pass: 2 a weight and a quarter of the attention less.
+    cached = 5 * (4 * 120 + 6 * 58) + 3 * 4 * 40 + 13 * 16 * 3
+    assert useful_flops([pair], Task("dpo", "lora", "cached"), shape) == cached
+    # In full: 6 a weight of the blocks and of the head, 2 more for the reference's forward, no adapter.
+    full = 5 * 8 * 120 + 3 * 8 * 40 + 13 * 16 * 4
+    assert useful_flops([pair], Task("dpo", "full", "loop"), shape) == full
+
+
+def test_rows_of_one_length_have_it_and_end_once() -> None:
+    rows = make_rows(3, 21, seed=0, vocab_size=50)
+    assert [len(row.prompt) + len(row.chosen) for row in rows] == [21, 21, 21]
+    assert all(row.chosen[-1] == EOS_ID and EOS_ID not in row.prompt + row.chosen[:-1] for row in rows)
+
+
+def test_a_setting_is_read_as_it_is_written_and_names_all_that_it_sets() -> None:
+    for setting in (
+        Setting(4),
+        Setting(1, checkpointing=True),
+        Setting(2, flat="padding_free"),
+        Setting(1, flat="bfd"),
+    ):
+        assert Setting.parse(setting.text()) == setting
+    assert Setting.parse("batch=1,checkpointing=off") == Setting(1)
+    assert Setting(4, checkpointing=True).name(16) == "batch 4 x 4, checkpointing on"
+    for wrong in ("batch=0", "batch=1,flat=wrapped", "batch=1,liger=on", "checkpointing=on"):
+        with pytest.raises((ValueError, KeyError)):
+            Setting.parse(wrong)
+
+
+def test_the_search_covers_batches_with_and_without_checkpointing_and_packing_only_where_it_is_the_same_work() -> None:
+    dpo = candidates(CASES["a"].task, rows_per_step=8, one_step=True)
+    assert dpo == [Setting(batch, on) for on in (False, True) for batch in (1, 2, 4, 8)]
+    assert Setting(1, flat="bfd") in candidates(CASES["c"].task, rows_per_step=8, one_step=True)
+    assert Setting(1, flat="bfd") not in candidates(CASES["c"].task, rows_per_step=8, one_step=False)
+    assert [setting.batch for setting in candidates(CASES["a"].task, rows_per_step=4, one_step=True)] == [1, 2, 4] * 2
+
+
+def test_the_search_takes_the_fastest_that_does_the_same_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seconds = {1: 5.0, 2: 4.0, 4: 3.0, 8: 9.0}
+
+    def measure(side: Any, task: Task, **kwargs: object) -> dict[str, Any]:
+        assert side.setting is not None
+        if side.setting.checkpointing:
+            raise search.Failed("Traceback\nRuntimeError: no")
+        norm = 2.0 if side.setting.batch == 4 else 1.0  # the fastest, but other gradients: other work
+        taken = seconds[side.setting.batch]
+        return {"seconds": taken, "peak_rss_gib": 1.0, "losses": [0.7], "gradient_norms": [norm]}
+
+    monkeypatch.setattr(search, "measure", measure)
+    best, trials = search.find_best(
+        CASES["a"], folder=tmp_path, threads=1, peer_python="python", num_rows=8, one_step=True
+    )
+    assert best == Setting(2)
+    assert "other work" in trials[2].problem and trials[-1].problem == "RuntimeError: no"
+
+
+def test_sides_of_each_case() -> None:
+    named = {key: [side.key for side in sides(case, rows_per_step=16, best=Setting(1))] for key, case in CASES.items()}
+    both, best = ["tunesmith", "trl_default", "trl_best"], ["tunesmith", "trl_best"]
+    assert named == {"a": both, "b": best, "c": both, "d": best, "e": ["rows_1024", "rows_8192"], "f": ["startup"]}
+    usual = sides(CASES["a"], rows_per_step=16, best=Setting(1))[1]
+    assert usual.setting == Setting(4) and "batch 4 x 4, checkpointing off" in usual.name
 
 
 @pytest.fixture(scope="module")
@@ -80,62 +145,104 @@ def work_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["dpo", "sft"])
-def test_our_worker_runs_and_its_first_loss_is_known(work_folder: Path, method: str) -> None:
+TASKS = [CASES[key].task for key in "abcd"]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.method}-{task.tuning}-{task.reference}")
+def test_our_worker_runs_and_its_first_loss_is_known(work_folder: Path, task: Task) -> None:
     from benchmarks.worker_tunesmith import measure
 
     threads = torch.get_num_threads()
     try:
-        result: dict[str, Any] = measure(work_folder, method)
+        result: dict[str, Any] = measure(work_folder, task)
     finally:
         torch.set_num_threads(threads)
     first, second = result["losses"]
     # Reference and policy agree at the start; random weights guess one of 50 tokens.
-    assert first == pytest.approx(
-        math.log(2) if method == "dpo" else math.log(50), abs=1e-5 if method == "dpo" else 0.1
-    )
+    expected, tolerance = (math.log(2), 1e-5) if task.method == "dpo" else (math.log(50), 0.1)
+    assert first == pytest.approx(expected, abs=tolerance)
     assert second != first
+    assert len(result["gradient_norms"]) == 2 and min(result["gradient_norms"]) > 0
     assert 0 < result["loaded_rss_gib"] <= result["peak_rss_gib"]
     assert result["seconds"] > 0
     json.dumps(result)
 
 
-def _done(*, trl_loss: float = 0.7) -> dict[str, Any]:
-    def row(side: str, number: int, seconds: float, peak: float, loss: float) -> dict[str, Any]:
-        versions = {"tunesmith": "0", "trl": "1", "torch": "2", "transformers": "5"}
-        fixed = {"method": "dpo", "load_before": 0.1, "cpu_seconds": 1.0, "loaded_rss_gib": 0.5, "versions": versions}
-        return fixed | {"side": side, "round": number, "seconds": seconds, "peak_rss_gib": peak, "losses": [loss]}
-
-    measurements = [
-        row(side, number, seconds * (number + 1), peak, loss)
-        for number in range(3)
-        for side, seconds, peak, loss in (
-            ("tunesmith", 2.0, 1.0, 0.7),
-            ("trl_default", 12.0, 4.0, trl_loss),
-            ("trl_batch1", 5.0, 2.0, trl_loss),
-        )
-    ]
-    return {"measurements": measurements, "gemm": [{"a": 50.0, "b": 100.0}] * 3}
+def _row(side: str, number: int, seconds: float, peak: float, **more: Any) -> dict[str, Any]:
+    versions = {"tunesmith": "0", "trl": "1", "torch": "2", "transformers": "5"}
+    fixed = {"load_before": 0.1, "cpu_seconds": 1.0, "loaded_rss_gib": 0.5, "versions": versions}
+    same = {"losses": [0.7], "gradient_norms": [2.0]}
+    return fixed | same | {"side": side, "round": number, "seconds": seconds, "peak_rss_gib": peak} | more
 
 
-def _summary(done: dict[str, Any]) -> dict[str, Any]:
+def _done(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    names = {row["side"]: row["side"] for row in rows}
+    return {"names": names, "search": [], "measurements": rows, "gemm": [{"x": 50.0, "y": 100.0}] * 3}
+
+
+def _against_trl(**trl: Any) -> list[dict[str, Any]]:
+    sides = (("tunesmith", 2.0, 1.0, {}), ("trl_default", 12.0, 4.0, trl), ("trl_best", 5.0, 2.0, trl))
+    return [_row(side, n, time * (n + 1), peak, **more) for n in range(3) for side, time, peak, more in sides]
+
+
+def _summary(key: str, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
     workload = Workload(pairs=[Pair([3] * 4, [3] * 2, [3] * 3)], pairs_per_step=1, shape=TOY)
-    names = {"tunesmith": "Tunesmith", "trl_default": "TRL, batch 4 x 4", "trl_batch1": "TRL, batch 1 x 16"}
-    return report.summarize(done, workload, names=names, minutes=1.0)
+    return report.summarize(CASES[key], _done(rows), folder=folder, workload=workload, minutes=1.0)
 
 
-def test_ratios_are_taken_within_a_round_and_judged_by_the_floors() -> None:
-    result = _summary(_done())
-    against = result["methods"]["dpo"]["against"]
-    assert against["trl_default"]["speed"] == {"min": 6.0, "median": 6.0, "max": 6.0}  # though times differ threefold
-    assert against["trl_default"]["memory"]["median"] == 0.25
-    assert [floor["met"] for floor in result["floors"]] == [True, False, True]  # 6 >= 5, 2.5 < 3, 0.25 <= 0.4
-    assert "NOT met" in report.table(result)
+def test_ratios_are_taken_within_a_round_and_judged_by_the_bars(tmp_path: Path) -> None:
+    found = _summary("a", _against_trl(), tmp_path)
+    speed = found["against"]["trl_default"]["speed"]
+    assert speed == {"min": 6.0, "median": 6.0, "max": 6.0}  # though times differ threefold
+    assert found["against"]["trl_default"]["memory"]["median"] == 0.25
+    verdicts = [(bar["what"], bar["bound"], bar["met"]) for bar in found["bars"]]
+    # 6 >= 5, 2.5 < 3, 0.25 <= 0.4, and next to no arithmetic
+    assert verdicts == [("speed", 5.0, True), ("speed", 3.0, False), ("memory", 0.4, True), ("gemm", 0.5, False)]
+    text = table.table({"cases": {"a": found}})
+    assert text.count("NOT met") == 2 and "the same work" in text
 
 
-def test_other_losses_mean_other_work() -> None:
-    assert _summary(_done())["methods"]["dpo"]["equality"]["equal"]
-    assert not _summary(_done(trl_loss=0.7002))["methods"]["dpo"]["equality"]["equal"]
+def test_other_losses_or_other_gradients_mean_other_work(tmp_path: Path) -> None:
+    assert _summary("a", _against_trl(), tmp_path)["equality"]["equal"]
+    assert not _summary("a", _against_trl(losses=[0.7002]), tmp_path)["equality"]["equal"]
+    assert not _summary("a", _against_trl(gradient_norms=[2.01]), tmp_path)["equality"]["equal"]
+
+
+def test_long_rows_are_judged_by_what_their_arithmetic_says(tmp_path: Path) -> None:
+    for length in (1024, 8192):
+        rows = make_rows(8192 // length, length, seed=0, vocab_size=TOY.vocab_size)
+        Workload(pairs=rows, pairs_per_step=len(rows), shape=TOY).save(tmp_path / f"rows_{length}.json")
+    rows = [_row(f"rows_{length}", n, time, 1.0) for n in range(3) for length, time in ((1024, 2.0), (8192, 20.0))]
+    found = _summary("e", rows, tmp_path)["long"]
+    # TOY: 2 layers of 4 linears 16x16, 2 of 16x8 and 3 of 16x24; per token 4N + 6 adapters + head / 2 * 4, and
+    # attention over half of the length: 12 * 16 * 2 * (length + 1) / 2 operations.
+    linear = 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 24)
+    adapters = 2 * 2 * (2 * 32 + 2 * 24 + 3 * 40)
+    fixed = 4 * linear + 6 * adapters + 50 * 16 * 2
+    arithmetic = (fixed + 192 * 8193) / (fixed + 192 * 1025)
+    assert found["arithmetic"] == pytest.approx(arithmetic)
+    assert found["time"]["median"] == pytest.approx(10.0)  # the same tokens in ten times the time
+    assert found["cost"]["median"] == pytest.approx(10.0 / arithmetic)
+
+
+def test_the_start_is_judged_by_its_seconds(tmp_path: Path) -> None:
+    more = {"seconds_to_step": 8.0, "step_seconds": 3.0, "import_seconds": 5.0}
+    found = _summary("f", [_row("startup", n, 11.0, 1.0, **more) for n in range(3)], tmp_path)
+    assert [(bar["reached"], bar["met"]) for bar in found["bars"]] == [(11.0, False)]
+    assert "**8.0** (8.0-8.0)" in table.table({"cases": {"f": found}})
+
+
+def test_a_case_measured_again_replaces_its_own_figures_only(tmp_path: Path) -> None:
+    from benchmarks.compare_trl import merge
+
+    path = tmp_path / "latest.json"
+    path.write_text(json.dumps({"schema": 1, "methods": {}}))  # of an older form: not read
+    merge(path, {"key": "c", "figure": 1})
+    merge(path, {"key": "a", "figure": 2})
+    assert merge(path, {"key": "c", "figure": 3})["cases"] == {
+        "a": {"key": "a", "figure": 2},
+        "c": {"key": "c", "figure": 3},
+    }
 
 
 def test_the_table_replaces_what_stands_between_the_markers(tmp_path: Path) -> None:
