@@ -36,7 +36,7 @@ def environment(*, toy: bool) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     if toy:
-        fixed |= {"OMP_NUM_THREADS": "2"}
+        fixed.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
     return os.environ | fixed
 
 

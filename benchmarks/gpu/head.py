@@ -189,6 +189,7 @@ def precision(run: Alternative, num_h: int, num_v: int, device: torch.device) ->
     wide_NH = hidden_NH.double().requires_grad_()
     exact_N = linear(wide_NH, weight_VH.double()).log_softmax(-1).gather(-1, target_N[:, None]).squeeze(-1)
     exact_N.backward(grad_N.double())
+    exact_N = exact_N.detach()
     assert wide_NH.grad is not None
     try:
         logprob_N, grad_NH = _both_ways(run, hidden_NH, target_N, weight_VH, grad_N)
@@ -204,6 +205,7 @@ def precision(run: Alternative, num_h: int, num_v: int, device: torch.device) ->
     sharp_NH = hidden_NH.float().requires_grad_()
     sharp_N = linear(sharp_NH, weight_VH.float()).log_softmax(-1).gather(-1, target_N[:, None]).squeeze(-1)
     sharp_N.backward(grad_N)
+    sharp_N = sharp_N.detach()
     assert sharp_NH.grad is not None
     logprob_N, grad_NH = _both_ways(run, hidden_NH, target_N, weight_VH, grad_N)
     found["error_gradient_low"] = float((grad_NH.float() - sharp_NH.grad).norm() / sharp_NH.grad.norm())

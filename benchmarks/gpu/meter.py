@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -27,6 +28,11 @@ WARM_STEPS = 2
 
 class Finished(Exception):
     """All rounds are measured: leave the training loop."""
+
+
+def toy_threads() -> int:
+    """CPU threads of a toy run."""
+    return int(os.environ.get("OMP_NUM_THREADS", "2"))
 
 
 def synchronize(device: torch.device) -> None:

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu.cases import Case, Side, from_json
-from benchmarks.gpu.meter import Finished, Rounds, Talk, memory, reset_peak, synchronize
+from benchmarks.gpu.meter import Finished, Rounds, Talk, memory, reset_peak, synchronize, toy_threads
 from benchmarks.gpu.rows import make_rows
 from benchmarks.gpu.shapes import SHAPES
 from benchmarks.gpu.worker_tunesmith import SEED, TOY_SCALE, Watch, make_policy, make_stage, make_trees
@@ -66,7 +66,7 @@ def hold_memory(device: torch.device) -> None:
 
 def emulate(case: Case, side: Side, *, toy: bool = False) -> dict[str, Any]:
     """Train a few steps, then look for bfloat16."""
-    machine = Machine.detect(2 if toy else 0)
+    machine = Machine.detect(toy_threads() if toy else 0)
     hold_memory(machine.device)
     shape = SHAPES[case.model].toy() if toy else SHAPES[case.model]
     pairs = make_rows(

@@ -34,7 +34,7 @@ from trl.trainer import dpo_trainer
 
 from benchmarks.gpu.build import fill_adapter, make_model
 from benchmarks.gpu.cases import Case, Side, from_json
-from benchmarks.gpu.meter import Finished, Rounds, Talk, synchronize
+from benchmarks.gpu.meter import Finished, Rounds, Talk, synchronize, toy_threads
 from benchmarks.gpu.rows import make_rows
 from benchmarks.gpu.shapes import LORA_ALPHA, LORA_RANK, SHAPES
 from benchmarks.workload import EOS_ID, FIRST_WORD_ID, Pair
@@ -156,7 +156,7 @@ def refuse_missing(side: Side) -> None:
 def measure(case: Case, side: Side, *, talk: Talk, toy: bool = False) -> None:
     """Build, wait, warm up, measure every round; ends by itself after the last."""
     if toy:
-        torch.set_num_threads(2)
+        torch.set_num_threads(toy_threads())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rounds = Rounds(talk, device, case.timed_steps, case.rounds)
     shape = SHAPES[case.model].toy() if toy else SHAPES[case.model]

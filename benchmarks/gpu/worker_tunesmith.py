@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.gpu.build import fill_adapter, make_model
 from benchmarks.gpu.cases import Case, Side, from_json
-from benchmarks.gpu.meter import Finished, Rounds, Talk, synchronize
+from benchmarks.gpu.meter import Finished, Rounds, Talk, synchronize, toy_threads
 from benchmarks.gpu.rows import make_rows
 from benchmarks.gpu.shapes import LORA_ALPHA, LORA_RANK, SHAPES
 from benchmarks.workload import Pair, answers_of
@@ -133,7 +133,7 @@ def _reference(engine: Engine, trees: list[Tree], side: Side, device: torch.devi
 
 def measure(case: Case, side: Side, *, talk: Talk, toy: bool = False) -> None:
     """Build, wait, warm up, measure every round; ends by itself after the last."""
-    machine = Machine.detect(2 if toy else 0)
+    machine = Machine.detect(toy_threads() if toy else 0)
     device = machine.device
     rounds = Rounds(talk, device, case.timed_steps, case.rounds)
     shape = SHAPES[case.model].toy() if toy else SHAPES[case.model]
