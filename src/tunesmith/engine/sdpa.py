@@ -1,5 +1,7 @@
 """Attention over a forest as a loop of `scaled_dot_product_attention` over its spans: the portable backend.
 
+On a CPU, where nothing hinders, `cpu_flash` does the same faster.
+
 In: queries, keys and values of one flat sequence, and its layout. Out: the attended values.
 Must not know: models, objectives, files.
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
+from tunesmith.engine import cpu_flash
 from tunesmith.engine.layout import ForestLayout
 
 
@@ -52,6 +55,9 @@ def attend(
 
     `window` keys are visible, the query's own among them; None: all that the layout allows.
     """
+    plain = softcap is None and not dropout and query.dtype == key.dtype == value.dtype
+    if plain and query.device.type == "cpu" and cpu_flash.works(query.dtype):
+        return cpu_flash.attend(query, key, value, layout, scale=scale, window=window)
     grouped = query.shape[1] != key.shape[1]
 
     def piece(query_Q: Tensor, key_K: Tensor, value_K: Tensor) -> Tensor:
