@@ -146,8 +146,7 @@ LONG = random_trees(((140, (70, 33)), (5, (260, 1, 90)), (0, (50,)), (1, (3, 300
 
 
 def _on_cuda(family: str, dtype: torch.dtype) -> PreTrainedModel:
-    changes = {"n_embd": 128, "n_head": 4, "n_positions": 512} if family == "gpt2" else WIDE
-    model = tiny_model(family, **changes, max_position_embeddings=512)
+    model = tiny_model(family, **WIDE, max_position_embeddings=512)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

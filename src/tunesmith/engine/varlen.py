@@ -4,9 +4,9 @@ In: queries, keys and values of one flat sequence, and its layout. Out: the atte
 Must not know: models, objectives, files.
 
 The sequences are (queries: prompt + branch 1, keys: the same) and, for every further branch, (queries: the branch,
-keys: prompt + branch). The kernel aligns bottom-right: a sequence's last query sees its last key, so a branch sees its
-whole prompt and itself causally, without a mask. Queries lie in this order already; keys and values are gathered by
-one index, made once a forest. Where every tree has one branch nothing is gathered.
+keys: prompt + branch). The kernel aligns bottom-right (query i of Q sees keys up to i + K - Q, in its source), so a
+branch sees its whole prompt and itself causally, without a mask. Queries lie in this order already; keys and values
+are gathered by one index, made once a forest. Where every tree has one branch nothing is gathered.
 
 Shapes: A query heads, G key/value heads (A a multiple of G), T tokens, K keys of all sequences, S sequences, D head
 size, R tokens of the prompts that have a branch of some rank.
@@ -137,13 +137,18 @@ def has_flash_attn() -> bool:
     return find_spec("flash_attn") is not None
 
 
+@cache
+def _must_say_grouped(kernel: Callable[..., Tensor]) -> bool:
+    """From torch 2.12 on only a call that says so may have fewer key heads than query heads."""
+    return "enable_gqa" in signature(kernel).parameters
+
+
 def _by_torch(
     query_TAD: Tensor, key_KGD: Tensor, value_KGD: Tensor, sequences: Sequences, *, scale: float, window: int | None
 ) -> Tensor:
     kernel = torch_kernel()
     assert kernel is not None
-    # Only a call that says so may have fewer key heads than query heads, from torch 2.12 on.
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(kernel).parameters else {}
+    grouped = {"enable_gqa": True} if _must_say_grouped(kernel) else {}
     reach = -1 if window is None or window >= sequences.longest_keys else window - 1
     return kernel(
         query_TAD,

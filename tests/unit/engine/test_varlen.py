@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.support import flash
 from tests.support.flash import spans
@@ -15,6 +16,7 @@ from tunesmith.engine import sdpa, varlen
 from tunesmith.engine.layout import ForestLayout
 
 CPU = torch.device("cpu")
+TORCHS = varlen.torch_kernel  # before it is emulated
 
 
 FOREST = spans((3, (2, 1, 4)), (0, (3, 2)), (2, (1,)), (5, (6, 1)), (1, (1, 1, 1, 1)))
@@ -112,3 +114,18 @@ def test_attention_dropout_is_left_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> N
     got = varlen.attend(query, key, value, ForestLayout(FOREST), scale=0.4, dropout=0.5)
     torch.manual_seed(0)
     assert torch.equal(got, sdpa.attend(query, key, value, ForestLayout(FOREST), scale=0.4, dropout=0.5))
+
+
+def test_torchs_kernel_takes_the_call_and_gives_gradients_of_the_right_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "torch_kernel", TORCHS)
+    layout = ForestLayout(FOREST, "varlen")
+    varlen.sequences_of(layout, CPU)
+    num_tokens = FOREST[-1].stop
+    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone: the kernel needs a card
+        query, key, value = (
+            torch.randn(1, heads, num_tokens, 16, dtype=torch.bfloat16).requires_grad_() for heads in (4, 2, 2)
+        )
+        out = varlen.attend(query, key, value, layout, scale=0.4, window=3)
+        grads = torch.autograd.grad(out.sum(), (query, key, value))
+    assert out.shape == (1, num_tokens, 4, 16)
+    assert [grad.shape for grad in grads] == [query.shape, key.shape, value.shape]
