@@ -24,8 +24,6 @@ from benchmarks.gpu.shapes import SHAPES
 HERE = Path(__file__).parent
 WORK = HERE.parent / "work"  # ignored by git; the state in it is carried
 MODULES = {"ours": "benchmarks.gpu.worker_tunesmith", "trl": "benchmarks.gpu.worker_trl"}
-STAYS = ("trl_default", "ours")
-"""Sides that are measured in full however they did in the trial."""
 ROOM_GIB = 62.0
 """Room for one side's activations beside the weights of all: with less, the sides run one after another."""
 
@@ -102,12 +100,12 @@ def _trials(run: Run, job: Job, found: dict[str, Any]) -> list[Side]:
     for side in case.sides:
         if side.key in found["trials"] or run.minutes_left < 0.5:
             continue
-        if side.key == "ours":  # nothing to choose: its trial is its first round
+        if side.kind == "ours":  # nothing to choose
             continue
         found["trials"] |= _measure(run, case, [side], num_rounds=1, together=False)
         run.save()
     measured = {key: result for key, result in found["trials"].items() if result["seconds"]}
-    rivals = [side for side in case.sides if side.key not in STAYS and side.key in measured]
+    rivals = [side for side in case.sides if side.key in measured and side.key != "trl_default"]
 
     def seconds_with_reference(side: Side) -> float:
         result = measured[side.key]
@@ -117,7 +115,7 @@ def _trials(run: Run, job: Job, found: dict[str, Any]) -> list[Side]:
 
     default = [side for side in case.sides if side.key == "trl_default"]
     best = [min(rivals, key=seconds_with_reference)] if rivals else []
-    return [*(side for side in case.sides if side.key == "ours"), *default, *best]
+    return [*(side for side in case.sides if side.kind == "ours"), *default, *best]
 
 
 def compare(run: Run, job: Job) -> None:

@@ -19,7 +19,8 @@ Method = Literal["dpo", "sft"]
 class Side:
     """One competitor and its settings; what it does not use stays at its default.
 
-    ours: attention, kernels, checkpointing, forest_tokens, optimizer. trl: batch (pairs a forward), checkpointing
+    ours: attention, kernels, checkpointing, forest_tokens (0: both as the product's plan finds them), optimizer,
+    compile. trl: batch (pairs a forward), checkpointing
     (`none` or `full`), precompute, liger, padding_free (SFT, with flash attention).
     """
 
@@ -30,6 +31,7 @@ class Side:
     checkpointing: str = "none"
     forest_tokens: int = 8192
     optimizer: str = "adamw"
+    compile: bool = False
     batch: int = 4
     precompute: bool = False
     liger: bool = False
@@ -85,12 +87,14 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-OURS = Side("ours", "ours")
+OURS = Side("ours", "ours", forest_tokens=0)
+OURS_FIXED = Side("ours_fixed", "ours")
 TRL_DEFAULT = Side("trl_default", "trl")
 """Batch 4 x 4 without checkpointing, the reference in the loop."""
 
 DPO_SIDES = (
     OURS,
+    OURS_FIXED,
     TRL_DEFAULT,
     Side("trl_batch4_checkpointing", "trl", checkpointing="full"),
     Side("trl_batch2_precomputed", "trl", batch=2, precompute=True),
@@ -147,6 +151,7 @@ def _backends(model: str) -> Job:
         Side("ours_full", "ours", checkpointing="full", forest_tokens=16_384),
         Side("ours_selective", "ours", checkpointing="selective", forest_tokens=16_384),
         Side("ours_torch_kernels", "ours", kernels="torch"),
+        Side("ours_compiled", "ours", compile=True),
     )
     return Job(key, "memory", 4.0, Case(key, model, "dpo", "none", "mixed", (*sides, *more), 4.0))
 

@@ -26,13 +26,12 @@ ALONE_SECONDS = 300.0
 
 
 def environment(*, toy: bool) -> dict[str, str]:
-    """The same for every process: no network, the card's memory in segments that can grow."""
+    """The same for every process: no network, allocators as they come."""
     fixed = {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore",
         "PYTHONUNBUFFERED": "1",
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     if toy:
@@ -180,7 +179,8 @@ def result_of(worker: Worker) -> dict[str, Any]:
         "reference_pairs": reference.get("pairs", 0),
         "parity": reference.get("parity", ""),
         "backend": reference.get("backend", ""),
-        "notes": done.get("notes", []),
+        "plan": reference.get("plan", ""),
+        "notes": done.get("notes", reference.get("notes", [])),
         "versions": done.get("versions", {}),
         "start_seconds": by_event.get("ready", [{}])[0].get("after_seconds"),
     }

@@ -27,8 +27,7 @@ from benchmarks.gpu.cases import Case, Side, from_json
 from benchmarks.gpu.meter import Finished, Rounds, Talk, memory, reset_peak, synchronize, toy_threads
 from benchmarks.gpu.rows import make_rows
 from benchmarks.gpu.shapes import SHAPES
-from benchmarks.gpu.worker_tunesmith import SEED, TOY_SCALE, Watch, make_policy, make_stage, make_trees
-from tunesmith.engine.parity import checked_engine
+from benchmarks.gpu.worker_tunesmith import SEED, TOY_SCALE, Watch, make_policy, make_stage, make_trees, prepare
 from tunesmith.engine.reference import reference_logprobs
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import objective_of
@@ -76,11 +75,13 @@ def emulate(case: Case, side: Side, *, toy: bool = False) -> dict[str, Any]:
     model = make_policy(case, machine=machine, toy=toy)
     build_peak = memory(machine.device)["peak_gib"]
     reset_peak(machine.device)
-    engine, report = checked_engine(model, trees, attention=side.attention)
+    # More rounds than steps: the stage ends by itself.
+    watch = Watch(Rounds(Talk(), machine.device, timed_steps=1, num_rounds=STEPS), [])
+    ready = prepare(case, side, model, trees, machine=machine, notes=watch.notes, toy=toy)
+    engine, report = ready.engine, ready.report
     stage = make_stage(case, side, STEPS)
     objective = objective_of(stage)
     references, _ = reference_logprobs(engine, trees, forest_tokens=side.forest_tokens, fingerprint="")
-    watch = Watch(Rounds(Talk(), machine.device, timed_steps=1, num_rounds=STEPS), [])  # more rounds than steps
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tunesmith-gpu-") as folder:
         try:

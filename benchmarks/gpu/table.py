@@ -105,14 +105,16 @@ def bars(state: Mapping[str, Any]) -> list[str]:
     case = by_key["dpo-lora-llama-8b"].case
     assert case is not None
     found = {key: figure for key, (_, figure) in all_figures(state, case).items() if figure is not None}
-    ours, default = found.get("ours"), found.get("trl_default")
-    rivals = [figure for key, figure in found.items() if key != "ours"]
+    ours, default = found.get("ours", found.get("ours_fixed")), found.get("trl_default")
+    rivals = [figure for key, figure in found.items() if key.startswith("trl")]
     against_best = None
     if ours is not None and rivals:
         # Two comparisons, the harder counts: with the reference on both sides, and without it on both.
         against_best = min(rival.seconds / ours.seconds for rival in rivals)
         cached = [
-            f for key, (side, f) in all_figures(state, case).items() if f and key != "ours" and side["reference_pairs"]
+            f
+            for key, (side, f) in all_figures(state, case).items()
+            if f and key.startswith("trl") and side["reference_pairs"]
         ]
         against_best = min([against_best, *(rival.cached_seconds / ours.cached_seconds for rival in cached)])
     lines = [
@@ -146,10 +148,11 @@ def bars(state: Mapping[str, Any]) -> list[str]:
 def _losses_line(found: Mapping[str, tuple[dict[str, Any], Figures | None]], method: str) -> str:
     """Whether the sides did the same work: the first loss, and all losses that both logged."""
     by_side = {key: side["losses"] for key, (side, figure) in found.items() if figure is not None and side["losses"]}
-    if len(by_side) < 2 or "ours" not in by_side:
+    theirs = {key: losses for key, losses in by_side.items() if key.startswith("trl")}
+    ours = by_side.get("ours", by_side.get("ours_fixed"))
+    if not theirs or ours is None:
         return ""
-    ours = by_side["ours"]
-    gaps = [abs(a - b) for key, losses in by_side.items() if key != "ours" for a, b in zip(ours, losses, strict=False)]
+    gaps = [abs(a - b) for losses in theirs.values() for a, b in zip(ours, losses, strict=False)]
     verdict = "the same" if max(gaps) <= LOSS_NOISE else "NOT the same"
     expected = " (ln 2 is 0.693147)" if method == "dpo" else ""
     return f"First loss {ours[0]:.6f}{expected}; losses differ by at most {max(gaps):.1e}: {verdict} work."
@@ -177,7 +180,7 @@ def _speed_table(state: Mapping[str, Any], case: Case) -> list[str]:
             lines.append(f"| {name} | {side['error'].replace('|', '/')} | | | | | |")
             continue
         ratio = "" if key.startswith("ours") or ours is None else f"{figure.seconds / ours.seconds:.2f} times as fast"
-        backend = f" [{side['backend']}]" if side["backend"] else ""
+        backend = f" [{side['backend']}{side.get('plan', '')}]" if side["backend"] else ""
         lines.append(
             f"| {name}{backend} | {figure.pairs_per_second:.2f} | {figure.tokens_per_second:,.0f} "
             f"| {100 * figure.mfu:.1f} % | {100 * figure.mfu_with_reference:.1f} % "

@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,19 +33,25 @@ from benchmarks.workload import Pair, answers_of
 from tunesmith.data.plan import step_examples
 from tunesmith.data.types import Branch, Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.parity import checked_engine
+from tunesmith.engine.parity import ParityReport, checked_engine
 from tunesmith.engine.reference import reference_logprobs
 from tunesmith.model.adapters import add_adapter, inner_model
+from tunesmith.model.compiled import compile_layers
+from tunesmith.model.kernels import apply_kernels
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import objective_of
-from tunesmith.recipe.models import DpoStage, Lora, SftStage, Source
+from tunesmith.pipeline.memory import MemoryPlan, fixed_plan, plan_stage_memory
+from tunesmith.recipe.models import DpoStage, Lora, Model, SftStage, Source
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Value
 from tunesmith.train.loop import train_stage
+from tunesmith.train.precision import autocast_of
 from tunesmith.version import VERSION
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SEED, LEARNING_RATE = 0, 1e-4
+FALLBACK_TOKENS = 8192
+"""Of a micro-batch, without checkpointing, where the plan failed."""
 TOY_SCALE = 0.03
 """Of the lengths of rows in toy runs."""
 
@@ -102,8 +108,8 @@ def make_stage(case: Case, side: Side, num_steps: int) -> DpoStage | SftStage:
             "schedule": "constant",
             "warmup_fraction": 0.0,
             "optimizer": side.optimizer,
-            "gradient_checkpointing": side.checkpointing,
-            "forest_tokens": side.forest_tokens,
+            "gradient_checkpointing": side.checkpointing if side.forest_tokens else None,
+            "forest_tokens": side.forest_tokens or None,
             "tuning": Lora(r=LORA_RANK, alpha=float(LORA_ALPHA)),
             "save_every": 0,
         }
@@ -113,16 +119,73 @@ def make_stage(case: Case, side: Side, num_steps: int) -> DpoStage | SftStage:
 def make_policy(case: Case, *, machine: Machine, toy: bool) -> PreTrainedModel:
     """The frozen model with a fresh adapter of known values."""
     shape = SHAPES[case.model].toy() if toy else SHAPES[case.model]
-    dtype = torch.float32 if toy and machine.device.type == "cpu" else DTYPES[case.dtype]
+    dtype = forward_dtype(case, machine.device, toy=toy)
     base = make_model(shape, device=machine.device, dtype=dtype, quantization=case.quantization, seed=SEED)
     adapted = add_adapter(base, Lora(r=LORA_RANK, alpha=float(LORA_ALPHA)), seed=SEED)
     fill_adapter(adapted, seed=SEED)
     return inner_model(adapted)
 
 
-def _reference(engine: Engine, trees: list[Tree], side: Side, device: torch.device) -> tuple[Any, float]:
+@dataclass(frozen=True)
+class Ready:
+    """What `pipeline.stage.run_stage` makes before it trains, made here in the same order with the same calls."""
+
+    engine: Engine
+    report: ParityReport
+    plan: MemoryPlan
+
+
+def forward_dtype(case: Case, device: torch.device, *, toy: bool) -> torch.dtype:
+    """Type of frozen weights and the forward pass."""
+    return torch.float32 if toy and device.type == "cpu" else DTYPES[case.dtype]
+
+
+def prepare(
+    case: Case, side: Side, model: PreTrainedModel, trees: list[Tree], *, machine: Machine, notes: list[str], toy: bool
+) -> Ready:
+    """Kernels, the checked engine, the plan of memory. A plan that fails is noted, and fixed settings stand in."""
+    dtype = forward_dtype(case, machine.device, toy=toy)
+    notes.append(apply_kernels(model, side.kernels))
+    autocast = autocast_of(dtype, machine.device)
+    engine, report = checked_engine(model, trees, attention=side.attention, autocast=autocast)
+    notes.append(report.line())
+    if side.compile:
+        notes.append(compile_layers(model))
+    stage = make_stage(case, side, 1)
+    if side.forest_tokens:
+        return Ready(engine, report, fixed_plan(stage, machine))
+    with tempfile.TemporaryDirectory(prefix="tunesmith-gpu-") as name:
+        folder = Path(name)
+        (SHAPES[case.model].toy() if toy else SHAPES[case.model]).config().save_pretrained(folder)
+        recipe = Model(path=name, quantization=case.quantization, dtype=_name_of(dtype))
+        try:
+            plan = plan_stage_memory(
+                engine,
+                stage,
+                trees=trees,
+                model=recipe,
+                memory="auto",
+                machine=machine,
+                folder=folder,
+                tell=notes.append,
+            )
+        except Exception as problem:  # the steps are what is measured; the note says what happened
+            notes.append(f"NO PLAN: {type(problem).__name__}: {str(problem)[:200]}")
+            plan = fixed_plan(make_stage(case, replace(side, forest_tokens=FALLBACK_TOKENS), 1), machine)
+    return Ready(engine, report, plan)
+
+
+def _name_of(dtype: torch.dtype) -> Literal["float32", "bfloat16", "float16"]:
+    names: dict[torch.dtype, Literal["float32", "bfloat16", "float16"]] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return names[dtype]
+
+
+def _reference(engine: Engine, trees: list[Tree], forest_tokens: int, device: torch.device) -> tuple[Any, float]:
     """The reference's log-probs, and the seconds that they took, after a warm-up on a few rows."""
-    forest_tokens = side.forest_tokens
     reference_logprobs(engine, trees[:4], forest_tokens=forest_tokens, fingerprint="")
     synchronize(device)
     start = time.perf_counter()
@@ -146,13 +209,22 @@ def measure(case: Case, side: Side, *, talk: Talk, toy: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="tunesmith-gpu-") as folder:
         try:
             rounds.begin()
-            engine, report = checked_engine(model, trees, attention=side.attention)
+            ready = prepare(case, side, model, trees, machine=machine, notes=watch.notes, toy=toy)
+            engine, plan = ready.engine, ready.plan
             stage = make_stage(case, side, rounds.num_steps)
             objective = objective_of(stage)
             references, seconds = None, 0.0
             if objective.needs_reference:
-                references, seconds = _reference(engine, trees, side, device)
-            talk.say("reference", seconds=seconds, pairs=num_pairs, parity=report.line(), backend=engine.backend)
+                references, seconds = _reference(engine, trees, plan.forest_tokens, device)
+            talk.say(
+                "reference",
+                seconds=seconds,
+                pairs=num_pairs if seconds else 0,
+                parity=ready.report.line(),
+                backend=engine.backend,
+                plan="" if side.forest_tokens else f", {plan.forest_tokens} tokens, {plan.gradient_checkpointing}",
+                notes=watch.notes,
+            )
             train_stage(
                 engine=engine,
                 stage=stage,
@@ -163,6 +235,8 @@ def measure(case: Case, side: Side, *, talk: Talk, toy: bool = False) -> None:
                 seed=SEED,
                 machine=machine,
                 observer=watch,
+                forest_tokens=plan.forest_tokens,
+                gradient_checkpointing=plan.gradient_checkpointing,
             )
         except Finished:
             pass
