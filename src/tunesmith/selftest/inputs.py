@@ -117,7 +117,7 @@ def text_trees() -> list[Tree]:
 
 def mixed_trees() -> list[Tree]:
     """Trees of one, two and four branches, and a text."""
-    return [*pair_trees()[:4], *answer_trees()[4:6], random_tree(21, (6, 1, 13, 9), seed=50), text_trees()[1]]
+    return [*pair_trees()[:3], answer_trees()[5], random_tree(21, (6, 1, 13, 9), seed=50), text_trees()[1]]
 
 
 def foreign_references(trees: Sequence[Tree], num_read: Sequence[int]) -> list[np.ndarray]:

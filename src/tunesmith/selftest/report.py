@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -69,16 +70,16 @@ def progress_line(number: int, outcome: Outcome) -> str:
     return f"[{number}/{len(CHAPTERS)}] {outcome.chapter.title}: {what} ({outcome.seconds:.1f} s)"
 
 
-def _chapter(proofs: Iterable[Proof]) -> Iterator[Text | Table]:
+def _chapter(proofs: Iterable[Proof]) -> Iterator[Text | Table | Padding]:
     """Proofs under what they compare; the skipped ones last, under their reason."""
     groups: dict[str, list[Proof]] = {}
     for proof in sorted(proofs, key=lambda proof: proof.verdict == "skipped"):
         heading = f"skipped: {proof.reason}" if proof.verdict == "skipped" else proof.compared or proof.reason
         groups.setdefault(heading, []).append(proof)
     for heading, members in groups.items():
-        yield Text(f"  {heading}", style="dim")
+        yield Padding(Text(heading, style="dim"), (0, 0, 0, 2))
         if members[0].verdict == "skipped":
-            yield Text("    " + "; ".join(proof.name for proof in members), style="dim")
+            yield Padding(Text("; ".join(proof.name for proof in members), style="dim"), (0, 0, 0, 4))
             continue
         table = Table.grid(padding=(0, 2))
         table.add_column(width=42)

@@ -7,12 +7,14 @@ Must not know: how the records are shown, the command line.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from tunesmith.selftest.attention import attention_proofs
+from tunesmith.selftest.kernels import kernel_proofs
 from tunesmith.selftest.precision import precision_proofs
 from tunesmith.selftest.proof import Proof, broken
 from tunesmith.selftest.quantized import quantized_proofs
@@ -51,6 +53,7 @@ CHAPTERS = (
     Chapter("splits", "micro-batches cannot change a step", lambda device, _: split_proofs(device)),
     Chapter("sharing", "a shared prompt changes nothing", lambda device, _: prefix_proofs(device)),
     Chapter("attention", "every backend equals the model's own", attention_proofs),
+    Chapter("kernels", "fused kernels equal the model's own modules", kernel_proofs),
     Chapter("checkpointing", "recomputation changes nothing", lambda device, _: checkpointing_proofs(device)),
     Chapter("repetition", "a step repeats bit for bit", lambda device, _: repeat_proofs(device)),
     Chapter("quantized", "a quantized base is its own reference", lambda device, _: quantized_proofs(device)),
@@ -61,7 +64,9 @@ def self_test(device: torch.device, dtype: torch.dtype) -> Iterator[Outcome]:
     """Run every chapter; one that breaks off keeps the proofs that it had, and the error as one that failed."""
     for chapter in CHAPTERS:
         start = time.monotonic()
-        proofs = tuple(_all_proofs(chapter, device, dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's, on kernels that are slow here: what counts is what they give
+            proofs = tuple(_all_proofs(chapter, device, dtype))
         yield Outcome(chapter, proofs, time.monotonic() - start)
 
 

@@ -10,7 +10,8 @@ from tunesmith.selftest.proof import Proof, broken, skipped
 from tunesmith.selftest.report import SelfTestReport, progress_line
 from tunesmith.selftest.run import CHAPTERS, Outcome
 
-GOOD = Outcome(CHAPTERS[0], (Proof("head: log-probs", "against float64", 2e-7, 1e-5), skipped("card", "no card")), 1.5)
+LONG = "no card " * 20
+GOOD = Outcome(CHAPTERS[0], (Proof("head: log-probs", "against float64", 2e-7, 1e-5), skipped("card", LONG)), 1.5)
 BAD = Outcome(CHAPTERS[1], (Proof("dpo: loss", "against the paper", 0.3, 1e-5), broken("rest", OSError("gone"))), 0.5)
 
 
@@ -33,7 +34,7 @@ def test_a_failure_is_seen() -> None:
         ["rest", "inf", "limit", "0e+00", "FAILED"],
     ):
         assert line in [found.split() for found in shown.splitlines()]
-    assert "skipped: no card" in shown
+    assert "  skipped: no card no card" in shown
     assert "OSError: gone" in shown
     assert "Do not train" in shown
     assert "Do not train" not in printed(SelfTestReport((GOOD,)))
