@@ -12,12 +12,13 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.gpu import table
-from benchmarks.gpu.cases import JOBS, Case, Job, Side, as_json
+from benchmarks.gpu.cases import CHECKPOINTED, JOBS, Case, Job, Side, as_json
 from benchmarks.gpu.drive import Worker, result_of, run_alone, run_together, start
 from benchmarks.gpu.shapes import SHAPES
 
@@ -38,8 +39,9 @@ class Run:
         self.state: dict[str, Any] = {"calls": [], "jobs": {}}
         if self.state_path.is_file():
             self.state = json.loads(self.state_path.read_text())
-        self.logs: Path = args.out / "logs"
+        self.logs: Path = args.logs or args.out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
+        args.out.mkdir(parents=True, exist_ok=True)
         self.call: dict[str, Any] = {}
 
     @property
@@ -105,7 +107,9 @@ def _trials(run: Run, job: Job, found: dict[str, Any]) -> list[Side]:
         found["trials"] |= _measure(run, case, [side], num_rounds=1, together=False)
         run.save()
     measured = {key: result for key, result in found["trials"].items() if result["seconds"]}
-    rivals = [side for side in case.sides if side.key in measured and side.key != "trl_default"]
+    # Where the default does not fit, the same with checkpointing stands for it.
+    standard = "trl_default" if "trl_default" in measured else CHECKPOINTED.key
+    rivals = [side for side in case.sides if side.key in measured and side.key != standard]
 
     def seconds_with_reference(side: Side) -> float:
         result = measured[side.key]
@@ -113,7 +117,7 @@ def _trials(run: Run, job: Job, found: dict[str, Any]) -> list[Side]:
         share = result["reference_seconds"] / result["reference_pairs"] * pairs if result["reference_pairs"] else 0.0
         return float(result["seconds"][0]) + share
 
-    default = [side for side in case.sides if side.key == "trl_default"]
+    default = [side for side in case.sides if side.key == standard and side.key in measured]
     best = [min(rivals, key=seconds_with_reference)] if rivals else []
     return [*(side for side in case.sides if side.kind == "ours"), *default, *best]
 
@@ -172,7 +176,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call, all of it")
     parser.add_argument("--state", type=Path, default=WORK / "gpu.json", help="the JSON that goes from call to call")
     parser.add_argument("--out", type=Path, default=WORK / "gpu", help="where logs and a copy of the state go")
-    parser.add_argument("--only", nargs="+", help="keys of jobs, or beginnings of them")
+    parser.add_argument("--logs", type=Path, help="where the workers' output goes; default: in --out")
+    parser.add_argument("--only", nargs="+", help="keys of jobs, or patterns of them")
     parser.add_argument("--rounds", type=int, default=0, help="of a comparison; 0: the case's")
     parser.add_argument("--again", action="store_true", help="measure finished jobs again")
     parser.add_argument("--toy", action="store_true", help="tiny shapes, on any machine")
@@ -182,7 +187,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    jobs = [job for job in JOBS if not args.only or any(job.key.startswith(key) for key in args.only)]
+    jobs = [job for job in JOBS if not args.only or any(fnmatch(job.key, key) for key in args.only)]
     if args.list:
         print("\n".join(f"{job.key:32} {job.kind:8} about {job.minutes:.1f} minutes" for job in jobs))
         return

@@ -91,15 +91,17 @@ OURS = Side("ours", "ours", forest_tokens=0)
 OURS_FIXED = Side("ours_fixed", "ours")
 TRL_DEFAULT = Side("trl_default", "trl")
 """Batch 4 x 4 without checkpointing, the reference in the loop."""
+CHECKPOINTED = Side("trl_checkpointed", "trl", checkpointing="full")
+"""Stands for the default where that does not fit."""
 
 DPO_SIDES = (
     OURS,
     OURS_FIXED,
     TRL_DEFAULT,
-    Side("trl_batch4_checkpointing", "trl", checkpointing="full"),
+    CHECKPOINTED,
+    Side("trl_batch4_liger", "trl", precompute=True, liger=True),
+    Side("trl_batch2_liger", "trl", batch=2, precompute=True, liger=True),
     Side("trl_batch2_precomputed", "trl", batch=2, precompute=True),
-    Side("trl_batch2_liger", "trl", batch=2, liger=True),
-    Side("trl_batch1", "trl", batch=1),
 )
 SFT_SIDES = (
     OURS,
@@ -108,7 +110,7 @@ SFT_SIDES = (
     Side("trl_batch4_liger", "trl", liger=True),
     Side("trl_padding_free", "trl", batch=16, padding_free=True),
 )
-FEW_DPO = (OURS, TRL_DEFAULT, Side("trl_batch2_precomputed", "trl", batch=2, precompute=True))
+FEW_DPO = (OURS, TRL_DEFAULT, CHECKPOINTED, Side("trl_batch2_liger", "trl", batch=2, precompute=True, liger=True))
 FEW_SFT = (OURS, TRL_DEFAULT, Side("trl_batch1", "trl", batch=1))
 SMALL = Side("ours_small", "ours", checkpointing="full", forest_tokens=1536)
 """Least memory: one tree of two rows at a time, every activation made again."""
@@ -130,11 +132,11 @@ def _compare(
 
 
 def _memory(
-    model: str, quantization: Quantization, bar_gib: float, *, others: tuple[Side, ...] = (SMALL_8BIT, TRL_SMALL)
+    model: str, quantization: Quantization, bar_gib: float, *, others: tuple[Side, ...] = (TRL_SMALL, SMALL_8BIT)
 ) -> Job:
     key = f"memory-{'nf4' if quantization == 'nf4' else 'lora'}-{model}"
     case = Case(key, model, "dpo", quantization, "row1024", (SMALL, *others), 1.5, 4, 1, 1, bar_gib=bar_gib)
-    return Job(key, "memory", 0.6 * len(case.sides), case)
+    return Job(key, "memory", 1.2, case)
 
 
 def _emulate(model: str) -> Job:
@@ -157,7 +159,7 @@ def _backends(model: str) -> Job:
 
 
 JOBS = (
-    _compare("llama-8b", "dpo", "none", DPO_SIDES, 6.0),
+    _compare("llama-8b", "dpo", "none", DPO_SIDES, 8.0),
     _memory("qwen-14b", "nf4", 13.0),
     _memory("llama-8b", "nf4", 9.0),
     _memory("phi-2", "nf4", 5.0),

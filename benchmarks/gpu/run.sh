@@ -25,16 +25,15 @@ for name in "torch transformers peft accelerate trl datasets bitsandbytes liger_
     except Exception as problem:
         print(name, "MISSING:", type(problem).__name__, str(problem)[:200])
 PYTHON
-    python3 -m benchmarks.gpu --toy --minutes 3 --out "$out/smoke" --state "$out/smoke.json" "$@" \
+    python3 -m benchmarks.gpu --toy --minutes 3 --out /tmp/smoke --state "$out/smoke.json" "$@" \
       --only dpo-lora-llama-8b memory-nf4-phi-2 t4-nf4-phi-2 head
-    for log in "$out"/smoke/logs/*.err; do
+    for log in /tmp/smoke/logs/*.err; do
       if grep -q Traceback "$log"; then echo "== $log"; tail -n 12 "$log"; fi
     done
     ;;
   measure)  # arguments: --minutes 9, --only KEY...
-    python3 -m benchmarks.gpu --state "$state" --out "$out/run" "$@"
-    cp "$state" "$out/gpu.json" 2>/dev/null
-    tar -czf "$out/logs.tgz" -C "$out/run" logs && rm -rf "$out/run"
+    python3 -m benchmarks.gpu --state "$state" --out "$out" --logs /tmp/gpu-logs "$@"
+    tar -czf "$out/logs.tgz" -C /tmp gpu-logs
     ;;
   correctness)
     python3 -m benchmarks.gpu.correctness "$@"
