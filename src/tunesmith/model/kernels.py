@@ -123,10 +123,9 @@ def _files_restored(classes: set[type[nn.Module]]) -> Iterator[dict[str, object]
         yield replaced
     finally:
         for file, names in files.items():
-            for name, value in before[file].items():
-                if names[name] is not value:
-                    replaced |= {name: names[name]} if isinstance(value, FunctionType) else {}
-                    names[name] = value
+            changed = {name: value for name, value in before[file].items() if names[name] is not value}
+            replaced |= {name: names[name] for name, value in changed.items() if isinstance(value, FunctionType)}
+            names |= changed
         for cls, forward in forwards.items():
             if cls.forward is not forward:
                 cls.forward = forward

@@ -147,6 +147,7 @@ def _saved_bytes(model: nn.Module, weights: nn.Module) -> int:
             kept[storage.data_ptr()] = storage  # held, so that no address is used twice
         return tensor
 
+    Engine(model).logprobs(TREES)  # type: ignore[arg-type]  # the first forward of a process may keep more
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = Engine(model).logprobs(TREES).logprob_N  # type: ignore[arg-type]
     assert output.requires_grad
