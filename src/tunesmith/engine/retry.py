@@ -188,4 +188,6 @@ def _no_room(
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    """What was said, in short: torch's CPU allocator begins with a place in its own source."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return text.rpartition("DefaultCPUAllocator: ")[2][:200]

@@ -39,6 +39,7 @@ def step_gradient(session: Session, batch: Batch, step: int) -> Gradient:
     remedy = "No update was made. Look at these rows; a lower learning rate or float32 may help."
 
     def work(budget: Budget) -> StepResult:
+        session.optimizer.zero_grad()  # whatever a failed try left
         return accumulate(
             session.engine,
             batch,

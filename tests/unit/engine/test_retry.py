@@ -3,6 +3,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,14 @@ def test_what_allocators_say(make: Callable[[], Exception]) -> None:
     assert is_out_of_memory(make())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_what_the_allocators_of_this_machine_say(allocate: Callable[[int], object]) -> None:
+    """More than a process can address, so that it fails everywhere."""
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        allocate(2**56)
+    assert is_out_of_memory(caught.value)
 
 
 class Large:
