@@ -108,14 +108,19 @@ def compare(rows: Rows) -> dict[str, Any]:
 
 def reached(bar: Bar, found: Mapping[str, Any]) -> float | None:
     """The median that a bar is about; None where its side was not measured."""
+    value: float
     if bar.what in ("speed", "memory"):
-        against = found.get("against", {}).get(bar.side)
-        return against[bar.what]["median"] if against else None
-    if bar.what == "long":
-        return found["long"]["cost"]["median"]
-    if bar.what == "startup":
-        return found["startup"]["seconds"]["median"]
-    return found["sides"][bar.side]["gemm_share"]["median"]
+        against = found.get("against", {})
+        if bar.side not in against:
+            return None
+        value = against[bar.side][bar.what]["median"]
+    elif bar.what == "long":
+        value = found["long"]["cost"]["median"]
+    elif bar.what == "startup":
+        value = found["startup"]["seconds"]["median"]
+    else:
+        value = found["sides"][bar.side]["gemm_share"]["median"]
+    return value
 
 
 def check_bars(found: Mapping[str, Any]) -> list[dict[str, Any]]:
