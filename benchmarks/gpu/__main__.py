@@ -66,7 +66,7 @@ class Run:
         self.call = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), **found, "toy": self.args.toy}
         self.state["calls"].append(self.call)
         self.save()
-        print(f"{found['device']}: GEMM up to {max(found['tflops'].values()):.0f} TFLOP/s", flush=True)
+        print(f"{found['device']}: GEMM up to {max(found['tflops'].values()):.3g} TFLOP/s", flush=True)
 
 
 def _start(run: Run, case: Case, side: Side) -> Worker:

@@ -41,11 +41,9 @@ class Side:
     def name(self) -> str:
         """All its settings in words."""
         if self.kind == "ours":
-            said = [
-                f"attention {self.attention}",
-                f"checkpointing {self.checkpointing}",
-                f"{self.forest_tokens} tokens",
-            ]
+            fixed = f"checkpointing {self.checkpointing}, {self.forest_tokens} tokens"
+            said = [f"attention {self.attention}", fixed if self.forest_tokens else "planned"]
+            said += ["compiled"] if self.compile else []
             said += [f"kernels {self.kernels}"] if self.kernels != "auto" else []
             said += [self.optimizer] if self.optimizer != "adamw" else []
             return "Tunesmith, " + ", ".join(said)

@@ -300,6 +300,31 @@ def test_nothing_measured_says_so_everywhere() -> None:
     assert "NOT met" not in text and ": met" not in text
 
 
+def test_toy_figures_meet_no_bar() -> None:
+    state = _state(1.0, 8.0, 4.0)
+    state["calls"][0]["toy"] = True
+    assert all("not measured" in bar for bar in table.bars(state))
+
+
+def test_where_the_default_does_not_fit_checkpointing_stands_for_it() -> None:
+    state = _state(1.0, 8.0, 4.0)
+    sides = state["jobs"]["dpo-lora-llama-8b"]["sides"]
+    sides["trl_checkpointed"] = {**sides["trl_default"], "seconds": [6.0] * 3}
+    sides["trl_default"] |= {"seconds": [], "error": "out of memory"}
+    (bar, *_) = table.bars(state)
+    assert "TRL's default (with checkpointing: it did not fit without): 3.00" in bar
+    assert "out of memory" in table.table(state)
+
+
+def test_settings_of_a_side_are_in_its_name() -> None:
+    names = [side.name for job in JOBS if job.case is not None for side in job.case.sides]
+    assert "Tunesmith, attention auto, planned" in names
+    assert "TRL, batch 2, checkpointing off, reference precomputed, Liger's layers" in names
+    for job in JOBS:
+        if job.case is not None:
+            assert len({side.name for side in job.case.sides}) == len({side.key for side in job.case.sides})
+
+
 def test_a_call_goes_on_behind_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
 
