@@ -44,10 +44,13 @@ def forest_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     forest_layout: ForestLayout | None = None,
     **_ignored: object,
 ) -> tuple[Tensor, None]:
     """Attend [1, A, T, D] queries over [1, G, T, D] keys and values within `forest_layout`; returns [1, T, A, D]."""
+    if s_aux is not None:
+        raise NotImplementedError("attention sinks")
     if forest_layout is None:
         raise RuntimeError("the forest attention got no layout: run generation inside `ordinary_attention(model)`")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -48,12 +48,15 @@ class _Reading:
         self.num_tokens = args[0].shape[1]
         return (args[0].index_select(1, self.rows_R), *args[1:])
 
-    def put_back(self, part: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        """[1, T, F] from a part's output [1, R, F]."""
+    def put_back(
+        self, part: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
+    ) -> Tensor | tuple[Tensor, ...] | None:
+        """[1, T, F] from a part's output [1, R, F], which in some mixtures of experts has the router's beside it."""
         if self.rows_R is None:
             return None
-        whole = output.new_zeros(1, self.num_tokens, output.shape[-1])
-        return whole.index_copy_(1, self.rows_R, output)
+        few, *others = output if isinstance(output, tuple) else (output,)
+        whole = few.new_zeros(1, self.num_tokens, few.shape[-1]).index_copy_(1, self.rows_R, few)
+        return (whole, *others) if isinstance(output, tuple) else whole
 
 
 def skip_unread(model: PreTrainedModel) -> bool:
