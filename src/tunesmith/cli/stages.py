@@ -6,6 +6,7 @@ Must not know: how anything is done.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,13 @@ RECIPE = click.argument("recipe", metavar="RECIPE")
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 STAGE = click.option("--stage", metavar="NAME", help="A stage of the run, or base; the last stage if not given.")
+
+
+def _size(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """A size such as 16GB or 15.5GiB."""
+    if value is not None and re.fullmatch(r"[0-9]+(\.[0-9]+)?(GB|GiB)", value) is None:
+        raise click.BadParameter(f"{value!r} is no size: write 16GB (10^9 bytes each) or 16GiB (2^30).")
+    return value
 
 
 @click.command()
@@ -48,15 +56,17 @@ def quickstart(name: str | None, seed: int | None, overrides: tuple[str, ...]) -
 @click.command()
 @RECIPE
 @OVERRIDES
-def check(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Check everything that can be known before training."""
+@click.option("--gpu-memory", metavar="SIZE", callback=_size, help="Plan for a card of 16GB, say, that is not here.")
+@click.option("--no-bf16", is_flag=True, help="That card does not compute in bfloat16 (T4, V100).")
+def check(recipe: str, overrides: tuple[str, ...], gpu_memory: str | None, no_bf16: bool) -> None:
+    """Check everything that can be known before training: rows, template, memory, time, disk, parity."""
     loaded = _load(recipe, overrides)  # before the heavy imports: a wrong key answers in the first second
 
     from rich.console import Console
 
     from tunesmith.pipeline.check import check_recipe
 
-    report = check_recipe(loaded)
+    report = check_recipe(loaded, gpu_memory=gpu_memory, bf16=not no_bf16)
     Console().print(report)
     if not report.ok:
         click.get_current_context().exit(DataError.exit_code)

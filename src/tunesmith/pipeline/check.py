@@ -5,6 +5,7 @@ In: a loaded recipe. Out: a report of named lines. Nothing is written. Must not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,8 @@ from tunesmith.engine.parity import check_parity
 from tunesmith.errors import TunesmithError
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Policy, Weights, policy_for_training
+from tunesmith.pipeline.memory_stages import Forecast, memory_limit, predict_stages
+from tunesmith.pipeline.memory_table import memory_text, proposal_text, time_text
 from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.starts import start_weights
 from tunesmith.recipe.load import LoadedRecipe
@@ -65,8 +68,11 @@ class CheckReport:
         yield Text("Ready to run." if self.ok else "A run would stop at the lines marked ✗.", style="bold")
 
 
-def check_recipe(loaded: LoadedRecipe) -> CheckReport:
-    """Check recipe, data, template, stop token, parity and disk. Errors of the user's become lines, not exceptions."""
+def check_recipe(loaded: LoadedRecipe, *, gpu_memory: str | None = None, bf16: bool = True) -> CheckReport:
+    """Check recipe, data, template, stop token, memory, parity and disk. Errors of the user's become lines.
+
+    `gpu_memory`, such as `16GB`, plans for a card that is not there, with or without bfloat16: no weight is loaded.
+    """
     recipe = loaded.recipe
     report = CheckReport()
     report.add("recipe", f"{loaded.source}: {len(recipe.stages)} stages, run folder {_folder(recipe).path}")
@@ -74,10 +80,26 @@ def check_recipe(loaded: LoadedRecipe) -> CheckReport:
         prepared = prepare_run(recipe)
         data_lines(report, prepared)
         template_lines(report, prepared.renderer)
-        _stage_lines(report, recipe, prepared, Machine.detect(recipe.threads))
+        machine = Machine.detect(recipe.threads)
+        gpu_bytes = None if gpu_memory is None else memory_limit(gpu_memory)
+        memory_lines(report, predict_stages(recipe, prepared, machine, gpu_bytes=gpu_bytes, bf16=bf16))
+        if gpu_bytes is None:
+            _stage_lines(report, recipe, prepared, machine)
+        else:
+            for stage in recipe.stages:
+                report.add(f"parity {stage.name}", "not checked: planned for another device", "warning")
     except TunesmithError as problem:
         report.add("stopped", problem.message(), "error")
     return report
+
+
+def memory_lines(report: CheckReport, forecasts: Sequence[Forecast]) -> None:
+    """What each stage will take, whether it fits, and what would make it fit; then time and disk."""
+    for forecast in forecasts:
+        report.add(f"memory {forecast.stage}", memory_text(forecast), "ok" if forecast.fitting else "error")
+        if not forecast.fitting:
+            report.add(f"proposal {forecast.stage}", proposal_text(forecast), "warning")
+    report.add("time", time_text(forecasts))
 
 
 def _folder(recipe: Recipe) -> RunFolder:

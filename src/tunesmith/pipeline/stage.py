@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.render import Renderer
 from tunesmith.data.store import Joined, digest_of
@@ -20,17 +22,22 @@ from tunesmith.engine.engine import VERSION, Engine
 from tunesmith.engine.parity import checked_engine
 from tunesmith.engine.reference import default_cache_folder, reference_logprobs
 from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.model.compiled import compile_layers
 from tunesmith.model.fingerprint import weights_sha
+from tunesmith.model.kernels import apply_kernels
+from tunesmith.model.load import forward_dtype
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Policy, Weights, policy_for_training, save_policy
 from tunesmith.model.results import StageResult, read_result, write_result
 from tunesmith.objectives import Objective, objective_of
 from tunesmith.pipeline.check import disk_need
+from tunesmith.pipeline.memory import plan_stage_memory
 from tunesmith.pipeline.starts import weights_sha_on_disk
-from tunesmith.recipe.models import Full, Stage
+from tunesmith.recipe.models import Full, Model, Stage
 from tunesmith.runs.atomic import free_bytes, publish_folder
 from tunesmith.runs.folder import RunFolder
 from tunesmith.train.loop import References, train_stage
+from tunesmith.train.precision import autocast_of
 from tunesmith.train.progress import Observer
 
 CADENCE = {"save_every", "eval_every", "keep_checkpoints"}
@@ -42,12 +49,17 @@ LENGTH = {"epochs", "max_steps"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StageJob:
-    """A stage to be run: its settings, its rows, where it starts, and who watches."""
+    """A stage to be run: its settings, its rows, where it starts, and who watches.
+
+    model, memory: what the recipe says of them; the weights may be another model's, that an earlier run left.
+    """
 
     stage: Stage
     prepared: Prepared
     renderer: Renderer
     weights: Weights
+    model: Model
+    memory: str
     run: RunFolder
     seed: int
     machine: Machine
@@ -101,9 +113,22 @@ def run_stage(job: StageJob) -> None:
     if policy.added.note:
         job.observer.noted(policy.added.note)
     _check_disk(job, policy)
-    engine, report = checked_engine(policy.model, job.trees)
+    job.observer.noted(apply_kernels(policy.model, job.model.kernels))
+    engine, report = checked_engine(policy.model, job.trees, attention=job.model.attention, autocast=_autocast(job))
     job.observer.noted(report.line())
+    if job.model.compile:
+        job.observer.noted(compile_layers(policy.model))
     objective = objective_of(job.stage)
+    plan = plan_stage_memory(
+        engine,
+        job.stage,
+        trees=job.trees,
+        model=job.weights.full,
+        memory=job.memory,
+        machine=job.machine,
+        folder=job.run.stage(job.stage.name).path,
+        tell=job.observer.noted,
+    )
     outcome = train_stage(
         engine=engine,
         stage=job.stage,
@@ -111,14 +136,21 @@ def run_stage(job: StageJob) -> None:
         train=job.prepared.train,
         heldout=job.prepared.heldout,
         replay=job.prepared.replay,
-        references=_references(job, engine, objective),
+        references=_references(job, engine, objective, forest_tokens=plan.forest_tokens),
         folder=job.run.stage(job.stage.name),
         seed=job.seed,
         machine=job.machine,
         observer=job.observer,
         inputs={"start": weights_sha_on_disk(job.weights), "template": job.renderer.template.sha},
+        forest_tokens=plan.forest_tokens,
+        gradient_checkpointing=plan.gradient_checkpointing,
     )
     _save(job, policy, num_steps=outcome.result_step, inputs=inputs)
+
+
+def _autocast(job: StageJob) -> torch.dtype | None:
+    """The type that the forward pass computes in; None for float32."""
+    return autocast_of(forward_dtype(job.weights.full, job.machine.device), job.machine.device)
 
 
 def _described(job: StageJob) -> str:
@@ -139,7 +171,7 @@ def _check_disk(job: StageJob, policy: Policy) -> None:
         )
 
 
-def _references(job: StageJob, engine: Engine, objective: Objective) -> References | None:
+def _references(job: StageJob, engine: Engine, objective: Objective, *, forest_tokens: int) -> References | None:
     """Log-probs of training and held-out rows under the policy as it is now, which is the stage's reference."""
     if not objective.needs_reference:
         return None
@@ -147,7 +179,7 @@ def _references(job: StageJob, engine: Engine, objective: Objective) -> Referenc
     scores, cached = reference_logprobs(
         engine,
         trees,
-        forest_tokens=job.stage.forest_tokens or job.machine.forest_tokens,
+        forest_tokens=forest_tokens,
         fingerprint=weights_sha(engine.model),
         cache_folder=default_cache_folder(),
     )

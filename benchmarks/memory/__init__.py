@@ -1,0 +1,1 @@
+"""Predicted against measured memory, configuration by configuration."""
