@@ -175,6 +175,7 @@ def result_of(worker: Worker) -> dict[str, Any]:
         "build_peak_gib": by_event.get("built", [{}])[0].get("build_peak_gib"),
         "peak_gib": last.get("peak_gib"),
         "peak_reserved_gib": last.get("peak_reserved_gib"),
+        "steps_peak_gib": max((line.get("own_peak_gib", 0.0) for line in rounds), default=None),
         "reference_seconds": reference.get("seconds", 0.0),
         "reference_pairs": reference.get("pairs", 0),
         "parity": reference.get("parity", ""),

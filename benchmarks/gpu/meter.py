@@ -130,7 +130,7 @@ class Rounds:
         """Report, give the memory back, and wait where there is more to do."""
         found = memory(self.device)
         self._highest = {key: max(value, self._highest.get(key, 0.0)) for key, value in found.items()}
-        self.talk.say(event, **content, **self._highest, losses=list(self.losses))
+        self.talk.say(event, **content, **self._highest, own_peak_gib=found["peak_gib"], losses=list(self.losses))
         if self.step < self.num_steps:
             reset_peak(self.device)
             self.talk.wait()

@@ -38,6 +38,7 @@ class Figures:
     cached_seconds: float  # a round's, where the reference costs nothing; the in-loop time where it is in the loop
     peak_gib: float
     reserved_gib: float
+    steps_gib: float  # of measured rounds alone: without the parity check, the reference and the first steps
     mfu: float  # of the training steps alone
     mfu_with_reference: float
 
@@ -78,6 +79,7 @@ def figures(case: Case, side: Mapping[str, Any], call: Mapping[str, Any]) -> Fig
         cached_seconds=median(seconds),
         peak_gib=side["peak_gib"],
         reserved_gib=side["peak_reserved_gib"],
+        steps_gib=side.get("steps_peak_gib") or side["peak_gib"],
         mfu=mfu(seconds, reference=is_dpo and not share),  # a reference in the loop is work in the clock
         mfu_with_reference=mfu(full, reference=is_dpo),
     )
@@ -176,7 +178,7 @@ def _speed_table(state: Mapping[str, Any], case: Case) -> list[str]:
     lines = [
         title,
         "",
-        f"| side | {unit} | distinct tokens/s | MFU of steps | with reference | peak / reserved GiB | Tunesmith is |",
+        f"| side | {unit} | distinct tokens/s | MFU of steps | with reference | GiB: peak / steps / reserved | Tunesmith is |",
     ]
     lines.append("|---|---|---|---|---|---|---|")
     for key, (side, figure) in (found | trials).items():
@@ -189,7 +191,7 @@ def _speed_table(state: Mapping[str, Any], case: Case) -> list[str]:
         lines.append(
             f"| {name}{backend} | {figure.pairs_per_second:.2f} | {figure.tokens_per_second:,.0f} "
             f"| {100 * figure.mfu:.1f} % | {100 * figure.mfu_with_reference:.1f} % "
-            f"| {figure.peak_gib:.2f} / {figure.reserved_gib:.2f} | {ratio} |"
+            f"| {figure.peak_gib:.2f} / {figure.steps_gib:.2f} / {figure.reserved_gib:.2f} | {ratio} |"
         )
     return [*lines, "", _losses_line(found, case.method), ""]
 
