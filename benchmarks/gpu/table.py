@@ -178,7 +178,8 @@ def _speed_table(state: Mapping[str, Any], case: Case) -> list[str]:
     lines = [
         title,
         "",
-        f"| side | {unit} | distinct tokens/s | MFU of steps | with reference | GiB: peak / steps / reserved | Tunesmith is |",
+        f"| side | {unit} | distinct tokens/s | MFU of steps | with reference "
+        "| GiB: peak / steps / reserved | Tunesmith is |",
     ]
     lines.append("|---|---|---|---|---|---|---|")
     for key, (side, figure) in (found | trials).items():
