@@ -34,6 +34,7 @@ from tunesmith.engine.backends import (
 from tunesmith.engine.engine import Backend, Engine
 from tunesmith.engine.gradients import farthest, gradients
 from tunesmith.engine.layout import Kernel
+from tunesmith.engine.retry import is_out_of_memory
 from tunesmith.errors import ModelError, ResourceError
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -158,24 +159,19 @@ def _perturb(tree: Tree, vocabulary: int, *, branch_only: bool) -> Tree:
 def _leak(engine: Engine, trees: Sequence[Tree], before_N: Tensor, branch_N: Tensor) -> float:
     """Largest change in log-probs that may not change: of other trees, and of a changed branch's siblings."""
     vocabulary = engine.model.config.get_text_config().vocab_size
-    worst = 0.0
-    first = len(trees[0].branches)
-    changed = [_perturb(trees[0], vocabulary, branch_only=False), *trees[1:]]
-    moved_N = (engine.logprobs(changed).logprob_N - before_N).abs()
-    untouched_N = branch_N >= first
-    if bool(untouched_N.any()):
-        worst = float(moved_N[untouched_N].max())
+    first_of_last = sum(len(tree.branches) for tree in trees[:-1])
     changed = [*trees[:-1], _perturb(trees[-1], vocabulary, branch_only=True)]
-    moved_N = (engine.logprobs(changed).logprob_N - before_N).abs()
-    untouched_N = branch_N != sum(len(tree.branches) for tree in trees[:-1])
-    if bool(untouched_N.any()):
-        worst = max(worst, float(moved_N[untouched_N].max()))
-    return worst
+    untouched_N = branch_N != first_of_last
+    if len(trees) > 1:
+        changed[0] = _perturb(trees[0], vocabulary, branch_only=False)
+        untouched_N &= branch_N >= len(trees[0].branches)
+    moved_N = (engine.logprobs(changed).logprob_N - before_N).abs()[untouched_N]
+    return float(moved_N.max()) if len(moved_N) else 0.0
 
 
 def _refuse_full_memory(problem: Exception, longest: int) -> None:
     """A check that did not fit says nothing about the model, and the slower path would need more memory yet."""
-    if isinstance(problem, torch.OutOfMemoryError) or "allocate memory" in str(problem):
+    if is_out_of_memory(problem):
         raise ResourceError(
             "memory ran out in the parity check, which runs the longest row through the model",
             where=f"a row of {longest} tokens",

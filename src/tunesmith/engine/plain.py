@@ -9,6 +9,7 @@ Shapes: L tokens of prompt + branch, V vocabulary, N trained tokens.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,15 +21,27 @@ from tunesmith.data.types import Branch, Tree
 from tunesmith.engine.attention import ordinary_attention
 from tunesmith.engine.logprobs import Logprobs
 
+_CHUNK_NUMBERS = 64 * 2**20
+"""Logits in float32 at a time: 256 MiB."""
+
 
 def _branch_logprobs(model: PreTrainedModel, prompt_ids: np.ndarray, branch: Branch) -> Tensor:
     """Log-probs of the branch's trained tokens, float32; an empty prompt leaves its first token out."""
     ids_L = torch.from_numpy(np.concatenate((prompt_ids, branch.ids)).astype(np.int64)).to(model.device)
-    trained_L = torch.zeros(len(ids_L), dtype=torch.bool, device=model.device)
-    trained_L[len(prompt_ids) :] = torch.from_numpy(branch.trained).to(model.device)
-    logits_LV: Tensor = model(input_ids=ids_L[None], use_cache=False).logits[0].float()
-    logprob_L = logits_LV[:-1].log_softmax(-1).gather(-1, ids_L[1:, None]).squeeze(-1)
-    return logprob_L[trained_L[1:]]
+    trained = np.flatnonzero(branch.trained) + len(prompt_ids)
+    target_N = torch.from_numpy(trained[trained > 0]).to(model.device)
+    if _keeps_logits(type(model)):
+        logits_NV = model(input_ids=ids_L[None], use_cache=False, logits_to_keep=target_N - 1).logits[0]
+    else:
+        logits_NV = model(input_ids=ids_L[None], use_cache=False).logits[0][target_N - 1]
+    rows = max(1, _CHUNK_NUMBERS // logits_NV.shape[-1])
+    parts = zip(logits_NV.split(rows), ids_L[target_N].split(rows), strict=True)
+    return torch.cat([part.float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1) for part, ids in parts])
+
+
+def _keeps_logits(kind: type[PreTrainedModel]) -> bool:
+    """Whether the model can leave out logits that nobody reads: with a large vocabulary they are gigabytes."""
+    return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
 def plain_logprobs(model: PreTrainedModel, trees: Sequence[Tree]) -> Logprobs:
