@@ -109,7 +109,11 @@ def plan_stage_memory(
     if plan is None:
         give_back_large_blocks(machine.device)
         shapes = shapes_for_training(model, stage.tuning, dtype=target.dtype)
-        plan = _planned(engine, StageShapes(stage, shapes, trees, target), machine)
+        try:
+            plan = _planned(engine, StageShapes(stage, shapes, trees, target), machine)
+        except RuntimeError as problem:  # what the model does depends on its values, as where experts are chosen
+            reason = f"not predicted, its shapes depend on values: {str(problem).splitlines()[0][:100]}"
+            plan = replace(fixed_plan(stage, machine), limit_bytes=target.limit_bytes, notes=(reason,))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILE, asdict(plan))
     tell(plan.line())
