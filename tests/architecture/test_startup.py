@@ -38,7 +38,7 @@ def test_help_takes_less_than_its_budget(words: tuple[str, ...]) -> None:
     assert min(cpu_seconds_of(*words) for _ in range(5)) < HELP_SECONDS
 
 
-@pytest.mark.parametrize("words", [("--help",), ("recipe", "--help"), ("--version",)])
+@pytest.mark.parametrize("words", [("--help",), ("recipe", "--help"), ("doctor", "--help"), ("--version",)])
 def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     assert modules_after(*words) == []
 

@@ -104,7 +104,7 @@ def test_none_keeps_more_than_selective_and_that_more_than_full(middle: bool, fu
     kinds: tuple[Checkpointing, ...] = ("none", "selective", "full")
     waiting, peaks, gradients = zip(*(step(model, kind, trees) for kind in kinds), strict=True)
     assert waiting[1] < 0.7 * waiting[0]  # by hand, middle: 11.5 of some 19 hidden states a token and layer
-    assert waiting[2] < 0.3 * waiting[1]
+    assert waiting[2] < (0.3 if middle else 0.35) * waiting[1]  # of the tiny one's 2 layers the last is half skipped
     assert peaks[0] > peaks[1] > peaks[2]
     for found in gradients[1:]:
         for name, tensor in gradients[0].items():

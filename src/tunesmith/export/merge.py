@@ -1,6 +1,6 @@
 """Merging: the adapter folded into the weights, written as a plain transformers model, and proved by its logits.
 
-In: a run folder and a stage's name. Out: a folder that anything of Hugging Face's loads. A 4-bit base is
+In: a run folder and a stage's name. Out: a folder that anything of Hugging Face's loads. A quantized base is
 dequantized first: merging into other weights than those that were trained with gives another model.
 Must not know: training, comparison.
 """

@@ -227,7 +227,8 @@ class StageBase(Strict):
     """Recompute activations in the backward pass. full: of every layer, about a third more time, least memory;
     selective: of a layer's cheap parts; none: nothing; null: the first of none, selective and full that fits."""
     offload_activations: bool = False
-    """Keep activations in the host's memory between forward and backward: less memory on the card, more time."""
+    """Keep activations in the host's memory between forward and backward: less memory on the card, more time. Of layers
+    that are recomputed only the inputs move."""
     forest_tokens: Tokens | None = Field(None, ge=1)
     """Tokens of a micro-batch; null: what fits, found by a trial on the longest rows. It cannot change the result,
     only time and memory."""

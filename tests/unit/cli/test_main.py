@@ -126,7 +126,7 @@ def test_check_prints_its_report(
         def __str__(self) -> str:
             return "three rows"
 
-    stand_in(monkeypatch, "tunesmith.pipeline.check", check_recipe=lambda loaded: Report())
+    stand_in(monkeypatch, "tunesmith.pipeline.check", check_recipe=lambda loaded, *, gpu_memory, bf16: Report())
     shown = command("check", "recipe.yaml")
     assert shown.code == code
     assert "three rows" in shown.out

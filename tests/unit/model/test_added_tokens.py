@@ -17,6 +17,7 @@ from tests.support.folders import make_tokenizer
 from tests.support.models import tiny_model
 from tests.support.trees import random_trees
 from tunesmith.data.types import Tree
+from tunesmith.engine import logprobs
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.head import Head
 from tunesmith.engine.plain import plain_logprobs
@@ -173,16 +174,16 @@ def test_the_engine_gives_the_plain_forwards_values_and_gradients(family: str, t
 def test_no_logit_is_made_twice_for_the_sake_of_two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = inner_model(_adapted(tied=False))
     seen: list[int] = []
-    real = Head.logits
+    real = logprobs._tile
 
-    def spy(self: Head, hidden_CH: torch.Tensor) -> torch.Tensor:
-        seen.append(len(hidden_CH))
-        return real(self, hidden_CH)
+    def spy(head: Head, hidden_CH: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(hidden_CH) * (stop - start))
+        return real(head, hidden_CH, start, stop)
 
-    monkeypatch.setattr(Head, "logits", spy)
+    monkeypatch.setattr(logprobs, "_tile", spy)
     logprob_N = Engine(model).logprobs(_trees()).logprob_N
     logprob_N.sum().backward()
-    assert sum(seen) == len(logprob_N)
+    assert sum(seen) == len(logprob_N) * Head.of(model).vocabulary
 
 
 def test_the_engine_copies_no_embedding_matrix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A 4-bit base: trained against its own reference, and merged into the weights that it was trained with (TRAPS 56)."""
+"""A quantized base: trained against its own reference, merged into the weights that it was trained with (TRAPS 56)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import tunesmith
 from tests.support.folders import make_run_inputs, tiny_recipe
 
 
-def test_a_4_bit_run_starts_at_ln_2_and_merges_without_loss(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_run_on_it_starts_at_ln_2_and_merges_without_loss(tmp_path: Path, quantization: str) -> None:
     pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install "tunesmith[gpu]"')
     inputs = make_run_inputs(tmp_path)
-    model = {"path": str(inputs / "model"), "quantization": "nf4"}
+    model = {"path": str(inputs / "model"), "quantization": quantization}
     run = tunesmith.run(tiny_recipe(inputs, model=model))
     first = json.loads((run / "stages/dpo/metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
