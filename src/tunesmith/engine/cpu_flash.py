@@ -26,6 +26,8 @@ from tunesmith.engine.layout import ForestLayout, Piece
 
 STRIP = 64
 """Queries at a time. Smaller strips waste less at the causal border and start more kernels."""
+LONG = 1536
+"""From here on what the kernel wastes at the border is small beside the rest, and the sums over strips are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,9 @@ def strips(piece: Piece, window: int | None) -> Iterator[Strip]:
     """The strips of a piece. A query sees the keys before it and its own, of which at most `window`."""
     hidden = piece.num_keys - piece.num_queries
     size = STRIP if piece.num_queries > 2 * STRIP else piece.num_queries
+    if piece.num_queries > LONG:
+        sees_all = hidden == 0 and (window is None or window >= piece.num_keys)
+        size = piece.num_queries if sees_all else STRIP * -(-piece.num_queries // (16 * STRIP))
     for start in range(0, piece.num_queries, size):
         stop = min(start + size, piece.num_queries)
         first = 0 if window is None else max(0, hidden + start - window + 1)

@@ -47,6 +47,19 @@ def test_values_and_gradients_are_those_of_the_loop_over_spans(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("window", [None, 33])
+def test_long_pieces_go_in_few_strips(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    monkeypatch.setattr(cpu_flash, "STRIP", 4)
+    monkeypatch.setattr(cpu_flash, "LONG", 100)
+    longest = ForestLayout(SPANS).pieces[0]
+    assert len(list(cpu_flash.strips(longest, window))) == (1 if window is None else 16)
+    found = run(cpu_flash.attend, window, torch.float32)
+    monkeypatch.setattr(cpu_flash, "works", lambda dtype: False)
+    wanted = run(sdpa.attend, window, torch.float32)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
+
+
 def test_bfloat16_agrees_to_its_rounding() -> None:
     found, wanted = run(cpu_flash.attend, None, torch.bfloat16), run(cpu_flash.attend, None, torch.float32)
     for one, other in zip(found, wanted, strict=True):
