@@ -60,18 +60,25 @@ def write_page(page: Path = PAGE, results: Path = RESULTS) -> None:
     put_table(page, table(json.loads(results.read_text())["cases"]), "memory")
 
 
+def keep(row: dict[str, Any], results: Path = RESULTS) -> None:
+    """Put one configuration's figures among the kept ones, in the cases' order; a run cut short keeps what it has."""
+    rows = json.loads(results.read_text())["cases"] if results.is_file() else []
+    by_name = {each["name"]: each for each in rows} | {row["name"]: row}
+    ordered = [by_name[case.name] for case in CASES if case.name in by_name]
+    results.write_text(json.dumps({"machine": machine(1), "cases": ordered}, indent=1) + "\n")
+
+
 def main(parts: list[str]) -> None:
-    """Measure the cases whose name contains one of `parts`; all of them, and keep the results, where none is given."""
+    """Measure the cases whose name contains one of `parts`, or all of them; every figure is kept as soon as it is."""
     chosen = [case for case in CASES if not parts or any(part in case.name for part in parts)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in chosen:
             rows.append(measure(case, Path(folder)))
+            keep(rows[-1])
             parts_gib = {name: round(size / GIB, 3) for name, size in rows[-1].get("parts", {}).items()}
             print(table(rows[-1:]).splitlines()[2], parts_gib, flush=True)
     print(table(rows))
-    if not parts:
-        RESULTS.write_text(json.dumps({"machine": machine(2), "cases": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ CASES = (
     Case("60M SFT full, 8-bit AdamW", S60, "sft", "full", 512, optimizer="adamw_8bit"),
     Case("110M DPO LoRA", S110, "dpo", "lora", 1024),
     Case("110M DPO LoRA, NF4", S110, "dpo", "lora", 1024, quantization="nf4"),
+    Case("110M DPO LoRA, int8", S110, "dpo", "lora", 1024, quantization="int8"),
     Case("110M SFT LoRA, rows of 2048", S110, "sft", "lora", 2048, row_tokens=2048, num_rows=4, batch_size=2),
     Case("80M DPO LoRA, vocabulary of 152,064", WIDE, "dpo", "lora", 1024),
     Case("300M DPO LoRA, checkpointing full", S300, "dpo", "lora", 1024, "full"),

@@ -25,7 +25,7 @@ _CHUNK_NUMBERS = 64 * 2**20
 """Logits in float32 at a time: 256 MiB."""
 
 
-def _branch_logprobs(model: PreTrainedModel, prompt_ids: np.ndarray, branch: Branch) -> Tensor:
+def branch_logprobs(model: PreTrainedModel, prompt_ids: np.ndarray, branch: Branch) -> Tensor:
     """Log-probs of the branch's trained tokens, float32; an empty prompt leaves its first token out."""
     ids_L = torch.from_numpy(np.concatenate((prompt_ids, branch.ids)).astype(np.int64)).to(model.device)
     trained = np.flatnonzero(branch.trained) + len(prompt_ids)
@@ -51,7 +51,7 @@ def plain_logprobs(model: PreTrainedModel, trees: Sequence[Tree]) -> Logprobs:
     with ordinary_attention(model):
         for tree_number, tree in enumerate(trees):
             for branch in tree.branches:
-                parts.append(_branch_logprobs(model, tree.prompt_ids, branch))
+                parts.append(branch_logprobs(model, tree.prompt_ids, branch))
                 tree_of_branch.append(tree_number)
     lengths_B = torch.tensor([len(part) for part in parts], device=model.device)
     branch_N = torch.repeat_interleave(torch.arange(len(parts), device=model.device), lengths_B)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -88,6 +89,25 @@ def trace(run: Callable[[], object], model: nn.Module, *, vocabulary: int = 0) -
     with LiveBytes([*model.parameters(), *model.buffers(), *gradients], vocabulary=vocabulary) as live:
         run()
     return Traced(live.peak, live.peak_logits)
+
+
+@contextmanager
+def moved_away(model: nn.Module, least_bytes: int) -> Iterator[None]:
+    """What autograd saves inside leaves the device until it is read again: all of `least_bytes` and more, but weights.
+
+    The pattern of an offload to the host's memory, whose copies are not counted.
+    """
+    weights = {each.untyped_storage()._cdata for each in (*model.parameters(), *model.buffers())}
+
+    def pack(tensor: Tensor) -> Tensor | tuple[torch.Size, torch.dtype]:
+        small = tensor.numel() * tensor.element_size() < least_bytes
+        return tensor if small or tensor.untyped_storage()._cdata in weights else (tensor.shape, tensor.dtype)
+
+    def unpack(packed: Tensor | tuple[torch.Size, torch.dtype]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else torch.empty(packed[0], dtype=packed[1])
+
+    with saved_tensors_hooks(pack, unpack):
+        yield
 
 
 def shapes_mode() -> FakeTensorMode:

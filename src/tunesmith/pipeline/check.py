@@ -15,20 +15,24 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.data.ledger import fates_text
+from tunesmith.data.plan import packing_report
 from tunesmith.data.render import Renderer
 from tunesmith.data.store import Joined, sizes_of
 from tunesmith.engine.parity import check_parity
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.model.load import forward_dtype
 from tunesmith.model.machine import Machine
-from tunesmith.model.policy import Policy, Weights, policy_for_training
-from tunesmith.pipeline.memory_stages import Forecast, memory_limit, predict_stages
+from tunesmith.model.policy import Weights, policy_for_training
+from tunesmith.model.shapes import weight_bytes
+from tunesmith.pipeline.memory_stages import Forecast, disk_bytes, memory_limit, predict_stages
 from tunesmith.pipeline.memory_table import memory_text, proposal_text, time_text
 from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.starts import start_weights
 from tunesmith.recipe.load import LoadedRecipe
-from tunesmith.recipe.models import Recipe, Stage
+from tunesmith.recipe.models import Recipe
 from tunesmith.runs.atomic import free_bytes
 from tunesmith.runs.folder import RunFolder
+from tunesmith.train.precision import autocast_of
 
 Verdict = Literal["ok", "warning", "error"]
 GIB = 2**30
@@ -82,7 +86,9 @@ def check_recipe(loaded: LoadedRecipe, *, gpu_memory: str | None = None, bf16: b
         template_lines(report, prepared.renderer)
         machine = Machine.detect(recipe.threads)
         gpu_bytes = None if gpu_memory is None else memory_limit(gpu_memory)
-        memory_lines(report, predict_stages(recipe, prepared, machine, gpu_bytes=gpu_bytes, bf16=bf16))
+        forecasts = predict_stages(recipe, prepared, machine, gpu_bytes=gpu_bytes, bf16=bf16)
+        memory_lines(report, forecasts)
+        packing_lines(report, recipe, prepared, forecasts)
         if gpu_bytes is None:
             _stage_lines(report, recipe, prepared, machine)
         else:
@@ -100,6 +106,14 @@ def memory_lines(report: CheckReport, forecasts: Sequence[Forecast]) -> None:
         if not forecast.fitting:
             report.add(f"proposal {forecast.stage}", proposal_text(forecast), "warning")
     report.add("time", time_text(forecasts))
+
+
+def packing_lines(report: CheckReport, recipe: Recipe, prepared: PreparedRun, forecasts: Sequence[Forecast]) -> None:
+    """How full the forests of each stage are, of the size that was forecast."""
+    for stage, forecast in zip(recipe.stages, forecasts, strict=True):
+        rows, tokens = prepared.stages[stage.name].train, forecast.setting.forest_tokens
+        packing = packing_report(rows, tokens, batch_size=stage.batch_size, seed=recipe.seed)
+        report.add(f"packing {stage.name}", packing.line().removeprefix("packing: "))
 
 
 def _folder(recipe: Recipe) -> RunFolder:
@@ -140,23 +154,20 @@ def _stage_lines(report: CheckReport, recipe: Recipe, prepared: PreparedRun, mac
         waits = index > 0 and stage.start == "previous"
         waits = waits and not run.stage(recipe.stages[index - 1].name).result_path.is_file()
         weights = Weights(recipe.model) if waits else start_weights(recipe, index, run)
+        autocast = autocast_of(forward_dtype(weights.full, machine.device), machine.device)
         policy = policy_for_training(weights, stage.tuning, device=machine.device, seed=recipe.seed)
         if policy.added.note:
             report.add(f"tokens {stage.name}", policy.added.note)
         rows = prepared.stages[stage.name]
-        parity = check_parity(policy.model, Joined(rows.train, rows.heldout, rows.replay))
-        text = parity.line().removeprefix("parity: ")
-        report.add(f"parity {stage.name}", text, "ok" if parity.passed else "warning")
-        need += disk_need(stage, policy)
+        trees = Joined(rows.train, rows.heldout, rows.replay)
+        verdict: Verdict
+        try:
+            parity = check_parity(policy.model, trees, attention=recipe.model.attention, autocast=autocast)
+            text = parity.line().removeprefix("parity: "), "ok" if parity.passed else "warning"
+        except ModelError as problem:  # a kernel that the recipe names and that cannot be used; other stages go on
+            text, verdict = problem.message(), "error"
+        report.add(f"parity {stage.name}", text, verdict)
+        need += disk_bytes(stage, weight_bytes(policy.model))
     free = free_bytes(run.path)
-    verdict: Verdict = "ok" if free > need else "error"
-    report.add("disk", f"{need / GIB:.2f} GiB for checkpoints and results, {free / GIB:.1f} GiB free", verdict)
-
-
-def disk_need(stage: Stage, policy: Policy) -> int:
-    """Bytes that a stage's checkpoints and result take: weights and two moments each, in float32.
-
-    The best checkpoint, the one in the making and the result come on top of those that are kept.
-    """
-    trained = sum(4 * parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
-    return (stage.keep_checkpoints + 3) * 3 * trained
+    room = f"{need / GIB:.2f} GiB for checkpoints and results, {free / GIB:.1f} GiB free"
+    report.add("disk", room, "ok" if free > need else "error")

@@ -21,6 +21,7 @@ from torch import nn
 from tunesmith.data.store import sizes_of
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
+from tunesmith.engine.retry import is_out_of_memory
 from tunesmith.errors import ResourceError
 from tunesmith.model.machine import Machine
 from tunesmith.model.memory import cap, forget_peak, give_back_large_blocks, highest_bytes
@@ -40,7 +41,8 @@ from tunesmith.train.modes import Checkpointing, training_mode
 
 FILE = "memory.json"
 ROUGH_FACTOR = 3
-"""Bytes kept a token, over those of all linear layers' inputs and outputs, are at most this (2.2 in tiny Llamas)."""
+"""Bytes kept a token, over those of all linear layers' inputs and outputs, are taken to be at most this. A bound chosen
+for safety, not a measurement: it decides only whether memory is plenty, and the step's retry stands behind it."""
 PLENTY = 2
 """Memory is plenty where a rough bound, times this, fits: then nothing is traced or tried."""
 SMALLEST_TRIAL = 64
@@ -97,7 +99,7 @@ def plan_stage_memory(
     limit = memory_limit(memory)
     target = target_here(memory, model, machine)
     if limit is not None:
-        cap(machine.device, limit)
+        cap(machine.device, limit - target.floor_bytes)  # of a card: its context lies beside what is allocated
         give_back_large_blocks(machine.device)
     kept = read_plan(folder, stage)
     if kept is not None and _highest(kept) <= target.limit_bytes:
@@ -193,8 +195,8 @@ def _planned(engine: Engine, job: StageShapes, machine: Machine) -> MemoryPlan:
 
 
 def trial(engine: Engine, job: StageShapes, setting: Setting, machine: Machine) -> int | None:
-    """Peak of a forward and backward on the longest rows, with what gradients and moments will add; None where it ran
-    out of memory. No weight, gradient or random state is changed."""
+    """Peak of a forward and backward on the longest rows, with what moments will add and on a card its context; None
+    where it ran out of memory. No weight, gradient or random state is changed."""
     trees = longest_trees(job.trees, setting.forest_tokens, job.examples_per_step)
     trained = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
     modes = training_mode(
@@ -208,11 +210,12 @@ def trial(engine: Engine, job: StageShapes, setting: Setting, machine: Machine) 
         with machine.seeded("memory trial"), modes:
             total = engine.logprobs(trees).logprob_N.sum()
             torch.autograd.grad(total, trained, allow_unused=True)
-    except (torch.OutOfMemoryError, RuntimeError) as problem:
-        if not isinstance(problem, torch.OutOfMemoryError) and "allocate memory" not in str(problem):
+    except RuntimeError as problem:  # torch.OutOfMemoryError is one
+        if not is_out_of_memory(problem):
             raise
         gc.collect()
         return None
     weights = weight_bytes(engine.model)
     moments = optimizer_bytes(job.stage.optimizer, weights.trained_sizes, job.target.kind)
-    return highest_bytes(machine.device) + moments
+    context = job.target.floor_bytes if machine.device.type == "cuda" else 0  # a CPU's peak is of the whole process
+    return context + highest_bytes(machine.device) + moments

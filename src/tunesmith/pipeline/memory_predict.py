@@ -11,8 +11,8 @@ layers: the peak is a straight line in their number.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -27,10 +27,12 @@ from tunesmith.engine import cpu_flash
 from tunesmith.engine.attention import ordinary_attention
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import CHUNK_BYTES
-from tunesmith.engine.trace import Traced, shapes_mode, shapes_of_trees, take_shapes, tiled_as, trace
+from tunesmith.engine.plain import branch_logprobs
+from tunesmith.engine.trace import Traced, moved_away, shapes_mode, shapes_of_trees, take_shapes, tiled_as, trace
 from tunesmith.model.machine import FOREST_TOKENS
 from tunesmith.model.shapes import Shapes
 from tunesmith.recipe.models import Full, Lora, SftStage, Stage
+from tunesmith.train.activations import SMALL_BYTES
 from tunesmith.train.modes import Checkpointing, Dropout, eval_mode, training_mode
 
 GIB = 2**30
@@ -245,28 +247,48 @@ def _trace_step(job: StageShapes, setting: Setting, trees: Sequence[Tree], *, se
         engine.logprobs(shapes_of_trees(trees)).logprob_N.sum().backward()
 
     modes = training_mode(model, dropout=dropout_of(job.stage), gradient_checkpointing=setting.gradient_checkpointing)
-    with _on_shapes(job), modes, tiled_as(job.target.kind):
+    offloads = setting.offload and job.target.kind == "cuda"
+    away = moved_away(model, SMALL_BYTES) if offloads else nullcontext()
+    with _on_shapes(job), modes, tiled_as(job.target.kind), away:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if several and parameter.requires_grad else None
-        job.traced[key] = trace(run, model, vocabulary=vocabulary)
+        found = trace(run, model, vocabulary=vocabulary)
         for parameter in model.parameters():
             parameter.grad = None
-    return job.traced[key]
+    if offloads and setting.gradient_checkpointing != "none":
+        found = replace(found, peak_bytes=max(found.logits_bytes, found.peak_bytes - _inputs_away(job, trees)))
+    job.traced[key] = found
+    return found
+
+
+def _inputs_away(job: StageShapes, trees: Sequence[Tree]) -> int:
+    """Bytes of the recomputed layers' inputs that wait in the host's memory: all of them but one.
+
+    By rule, not traced: checkpointing holds a region's inputs itself, where no hook sees them.
+    """
+    model = job.shapes.model
+    hidden = int(model.config.get_text_config().to_dict().get("hidden_size") or 0)
+    one = int(sizes_of(trees).num_tokens.sum()) * hidden * (job.target.autocast or torch.float32).itemsize
+    layers = sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+    return (layers - 1) * one if one >= SMALL_BYTES and layers else 0
 
 
 def _parity_peak(job: StageShapes) -> Traced:
-    """Peak of the plain forward of the longest row, with which a run begins: it makes all of the row's logits."""
-    longest = int(sizes_of(job.trees).longest_row.max())
-    key = ("parity", longest)
+    """Peak of the plain forward of the longest row, with which a run begins: all of its trained tokens' logits at once.
+
+    The check's gradients, of rows cut to a few tokens, are not counted: a step holds more.
+    """
+    sizes = sizes_of(job.trees)
+    (tree,) = shapes_of_trees([job.trees[int(sizes.longest_row.argmax())]])
+    branch = max(tree.branches, key=lambda each: len(each.ids))
+    key = ("parity", len(tree.prompt_ids), len(branch.ids), int(branch.trained.sum()))
     model = job.shapes.model
-
-    def run() -> None:
-        logits_LV = model(input_ids=torch.zeros(1, longest, dtype=torch.int64), use_cache=False).logits[0].float()
-        logits_LV[:-1].log_softmax(-1)
-
     if key not in job.traced:
         with _on_shapes(job), torch.no_grad(), eval_mode(model), ordinary_attention(model):
-            job.traced[key] = trace(run, model, vocabulary=model.config.get_text_config().vocab_size)
+            vocabulary = model.config.get_text_config().vocab_size
+            job.traced[key] = trace(
+                lambda: branch_logprobs(model, tree.prompt_ids, branch), model, vocabulary=vocabulary
+            )
     return job.traced[key]
 
 

@@ -24,7 +24,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model.load import DTYPES, forward_dtype
 from tunesmith.model.machine import Machine
 from tunesmith.model.memory import process_floor, usable_bytes
-from tunesmith.model.shapes import Shapes, shapes_for_training
+from tunesmith.model.shapes import WeightBytes, shapes_for_training
 from tunesmith.objectives import objective_of
 from tunesmith.pipeline.memory_predict import (
     CUDA_CONTEXT_BYTES,
@@ -43,7 +43,8 @@ UNITS = {"GB": 10**9, "GiB": 2**30}
 KEPT_FREE = 0.1
 """Of a device's free memory that `memory: auto` leaves to others, and to what a prediction may miss."""
 SHARE_OF_RATE = 0.45
-"""Of the rate of large products that training reaches: 40 to 50 % on CPUs, where it was measured."""
+"""Of the rate of large products that training reaches: between the 40 % that a prototype reached on a CPU and the 50 %
+that is asked of this engine. No machine's own: the time printed is an estimate."""
 GEMM_SIZE = 1024
 GEMM_SECONDS = 0.5
 LOWEST_SHARE = 4
@@ -106,9 +107,10 @@ def predict_stages(
 def _forecast(recipe: Recipe, stage: Stage, rows: Prepared, target: Target, *, here: bool) -> Forecast:
     shapes = shapes_for_training(recipe.model, stage.tuning, dtype=target.dtype)
     job = StageShapes(stage, shapes, Joined(rows.train, rows.heldout, rows.replay), target)
-    disk = disk_bytes(stage, shapes)
+    disk = disk_bytes(stage, shapes.weights)
     rate = gemm_rate() if here and target.kind == "cpu" else None
-    setting = Setting(stage.forest_tokens or target.useful_tokens, stage.gradient_checkpointing or "none")
+    tokens, policy = stage.forest_tokens or target.useful_tokens, stage.gradient_checkpointing or "none"
+    setting = Setting(tokens, policy, stage.offload_activations)
     try:
         if recipe.memory == "fixed":
             prediction = predict(job, setting)
@@ -180,6 +182,8 @@ def proposal(recipe: Recipe, job: StageShapes) -> tuple[tuple[str, str], ...]:
         (f"stages.{stage.name}.forest_tokens", str(longest)),
         *((f"stages.{stage.name}.gradient_checkpointing", policy) for policy in ("selective", "full")),
     ]
+    if job.target.kind == "cuda" and not stage.offload_activations:
+        steps.append((f"stages.{stage.name}.offload_activations", "true"))
     if not isinstance(stage.tuning, Full) and model.quantization == "none":
         steps.append(("model.quantization", "nf4"))
     if stage.optimizer == "adamw":
@@ -190,7 +194,7 @@ def proposal(recipe: Recipe, job: StageShapes) -> tuple[tuple[str, str], ...]:
         if key == "model.quantization":
             model = model.model_copy(update={field: value})
         else:
-            update: dict[str, object] = {field: int(value) if value.isdigit() else value}
+            update: dict[str, object] = {field: int(value) if value.isdigit() else value == "true" or value}
             tried = tried.model_copy(update=update)
         if _fits(model, tried, job):
             return tuple(changes)
@@ -219,10 +223,10 @@ def _length_that_fits(model: Model, stage: Stage, job: StageShapes) -> int:
     return 0
 
 
-def disk_bytes(stage: Stage, shapes: Shapes) -> int:
+def disk_bytes(stage: Stage, trained: WeightBytes) -> int:
     """Bytes of a stage's checkpoints (those kept, one in the making, the best) and its result, in float32."""
-    weights = 4 * shapes.weights.num_trained
-    moments = optimizer_bytes(stage.optimizer, shapes.weights.trained_sizes, "cpu")
+    weights = 4 * trained.num_trained
+    moments = optimizer_bytes(stage.optimizer, trained.trained_sizes, "cpu")
     return (stage.keep_checkpoints + 2) * (weights + moments) + weights
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from tunesmith.data.plan import packing_report
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.render import Renderer
 from tunesmith.data.store import Joined, digest_of
@@ -29,9 +30,10 @@ from tunesmith.model.load import forward_dtype
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Policy, Weights, policy_for_training, save_policy
 from tunesmith.model.results import StageResult, read_result, write_result
+from tunesmith.model.shapes import weight_bytes
 from tunesmith.objectives import Objective, objective_of
-from tunesmith.pipeline.check import disk_need
 from tunesmith.pipeline.memory import plan_stage_memory
+from tunesmith.pipeline.memory_stages import disk_bytes
 from tunesmith.pipeline.starts import weights_sha_on_disk
 from tunesmith.recipe.models import Full, Model, Stage
 from tunesmith.runs.atomic import free_bytes, publish_folder
@@ -45,6 +47,8 @@ MEMORY = {"forest_tokens", "gradient_checkpointing", "offload_activations"}
 """Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
 LENGTH = {"epochs", "max_steps"}
 """Settings that may be raised after the end; whether the steps taken stay right, `recipe.diff` has decided."""
+LATER = {"optimizer": "adamw"}
+"""Settings that results of earlier releases do not name, and the value that they were made with."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,9 +77,9 @@ class StageJob:
 
 def inputs_sha(job: StageJob) -> str:
     """sha256 over everything that the stage's result depends on."""
-    settings = job.stage.model_dump(mode="json", exclude=CADENCE | MEMORY | LENGTH)
+    dumped = job.stage.model_dump(mode="json", exclude=CADENCE | MEMORY | LENGTH)
     content = {
-        "settings": settings,
+        "settings": {name: value for name, value in dumped.items() if LATER.get(name) != value or value is None},
         "seed": job.seed,
         "start": weights_sha_on_disk(job.weights),
         "template": job.renderer.template.sha,
@@ -109,15 +113,16 @@ def run_stage(job: StageJob) -> None:
         job.observer.noted(f"stage {job.stage.name}: finished before, with the same inputs; not run again")
         return
     job.observer.noted(f"stage {job.stage.name}: {job.stage.method}, {_described(job)}")
+    autocast = _autocast(job)  # it may refuse, so before the model is loaded
     policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
     if policy.added.note:
         job.observer.noted(policy.added.note)
     _check_disk(job, policy)
     job.observer.noted(apply_kernels(policy.model, job.model.kernels))
-    engine, report = checked_engine(policy.model, job.trees, attention=job.model.attention, autocast=_autocast(job))
-    job.observer.noted(report.line())
     if job.model.compile:
         job.observer.noted(compile_layers(policy.model))
+    engine, report = checked_engine(policy.model, job.trees, attention=job.model.attention, autocast=autocast)
+    job.observer.noted(report.line())
     objective = objective_of(job.stage)
     plan = plan_stage_memory(
         engine,
@@ -129,6 +134,8 @@ def run_stage(job: StageJob) -> None:
         folder=job.run.stage(job.stage.name).path,
         tell=job.observer.noted,
     )
+    packing = packing_report(job.prepared.train, plan.forest_tokens, batch_size=job.stage.batch_size, seed=job.seed)
+    job.observer.noted(packing.line())
     outcome = train_stage(
         engine=engine,
         stage=job.stage,
@@ -162,7 +169,7 @@ def _described(job: StageJob) -> str:
 
 
 def _check_disk(job: StageJob, policy: Policy) -> None:
-    need, free = disk_need(job.stage, policy), free_bytes(job.run.path)
+    need, free = disk_bytes(job.stage, weight_bytes(policy.model)), free_bytes(job.run.path)
     if need > free:
         raise ResourceError(
             f"checkpoints and the result need {need:,} bytes, and {free:,} are free",

@@ -35,7 +35,7 @@ Checkpointing = Literal["none", "selective", "full"]
 _PRODUCTS = {"aten::mm", "aten::addmm", "aten::_grouped_mm", "aten::_scaled_mm", "bitsandbytes::gemm_4bit"}
 """Products with weights. Not aten::bmm: it also makes the scores of an attention without a kernel, [A, T, T]."""
 
-_SMALL_BYTES = 2**20
+SMALL_BYTES = 2**20
 """Smaller tensors stay on the device: moving them costs more time than they take room."""
 
 
@@ -91,7 +91,7 @@ def checkpoint_function(kind: Checkpointing, *, offload: bool) -> Callable[..., 
 
 
 def _is_large(tensor: Tensor) -> bool:
-    return tensor.device.type != "cpu" and tensor.numel() * tensor.element_size() >= _SMALL_BYTES
+    return tensor.device.type != "cpu" and tensor.numel() * tensor.element_size() >= SMALL_BYTES
 
 
 @dataclass(slots=True, eq=False)
