@@ -163,7 +163,7 @@ def _stage_lines(report: CheckReport, recipe: Recipe, prepared: PreparedRun, mac
         verdict: Verdict
         try:
             parity = check_parity(policy.model, trees, attention=recipe.model.attention, autocast=autocast)
-            text = parity.line().removeprefix("parity: "), "ok" if parity.passed else "warning"
+            text, verdict = parity.line().removeprefix("parity: "), "ok" if parity.passed else "warning"
         except ModelError as problem:  # a kernel that the recipe names and that cannot be used; other stages go on
             text, verdict = problem.message(), "error"
         report.add(f"parity {stage.name}", text, verdict)

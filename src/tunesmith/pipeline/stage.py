@@ -189,6 +189,7 @@ def _references(job: StageJob, engine: Engine, objective: Objective, *, forest_t
         forest_tokens=forest_tokens,
         fingerprint=weights_sha(engine.model),
         cache_folder=default_cache_folder(),
+        tell=job.observer.noted,
     )
     source = (
         "from the cache, a sample of them recomputed and equal" if cached else "computed once, cached for later runs"

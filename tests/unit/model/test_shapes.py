@@ -75,9 +75,7 @@ def test_real_models_in_bfloat16(folder: Path) -> None:
 
 def test_real_models_in_four_bits(folder: Path) -> None:
     layers, matrices, rest, outside = BY_HAND[folder.name]
-    weights = shapes_for_training(
-        Model(path=str(folder), quantization="nf4"), Lora(r=16), dtype=torch.bfloat16
-    ).weights
+    weights = shapes_for_training(Model(path=str(folder), quantization="nf4"), Lora(r=16), dtype=torch.bfloat16).weights
     quantized = 0
     for rows, columns in matrices:
         blocks = rows * columns / 64  # a scale of a byte each; a float32 for 256 of them; three small tables
