@@ -7,6 +7,7 @@ is an error, never a fresh random one. Must not know: adapters, data, stages.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,5 +174,19 @@ def load_model(model: Model, *, device: torch.device, dtype: torch.dtype) -> Pre
         loaded.to(device)  # type: ignore[arg-type]  # its decorator hides the signature
     else:
         prepare_layers(loaded)
+        _let_go_of_files(loaded)
     loaded.eval()
     return loaded
+
+
+def _let_go_of_files(model: PreTrainedModel) -> None:
+    """Copy what is left in memory of the weights' files, so that nothing keeps them mapped.
+
+    On a CPU weights that need no conversion stay where the file lies in memory. Beside quantized ones that is the
+    embeddings and norms, and for their sake the whole unquantized file would count as used.
+    """
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and tensor.is_floating_point():
+                tensor.data = tensor.detach().clone()
+    gc.collect()  # loading leaves cycles that hold the file too

@@ -189,3 +189,12 @@ def test_recomputed_activations_give_the_same_gradients(tmp_path: Path, kind: Qu
 def test_full_fine_tuning_is_refused(tmp_path: Path, kind: Quantization) -> None:
     with pytest.raises(ModelError, match=f"{kind} weights are frozen"):
         policy_for_training(_weights(tmp_path, kind), Full(), device=CPU, seed=0)
+
+
+@both
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_the_unquantized_file_is_not_kept_in_memory(tmp_path: Path, kind: Quantization) -> None:
+    weights = _weights(tmp_path, kind)
+    model = load_model(weights.full, device=CPU, dtype=torch.float32)
+    assert any(is_quantized(module) for module in model.modules())
+    assert [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line] == []
