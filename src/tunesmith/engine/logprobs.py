@@ -20,6 +20,8 @@ from tunesmith.engine.head import Head
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 """Float32 logits alive at a time where whole rows of them are made: products reach their rate there."""
+SHARE_OF_CARD = 64
+"""A card's memory over this is the most that its logits take: 256 MiB of 16 GiB, half of that on a card of 8."""
 TILE_BYTES = {"cpu": 8 * 2**20}
 """The same where a row is made a stretch of columns at a time: on a CPU what stays in its cache between passes."""
 TILE_COLUMNS = {"cpu": 2048}
@@ -65,6 +67,8 @@ class Tiling:
         if not head.is_linear:
             columns = head.vocabulary
         usual = CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"])
+        if device == "cuda" and not chunk_bytes:
+            usual = min(usual, torch.cuda.get_device_properties().total_memory // SHARE_OF_CARD)
         if columns < head.vocabulary:
             usual = TILE_BYTES.get(device, usual)
         return cls(max(1, min(num_tokens, (chunk_bytes or usual) // (4 * columns))), columns)

@@ -27,6 +27,7 @@ from tunesmith.engine.backends import BY_SPEED, DeviceFacts, ModelFacts, obstacl
 from tunesmith.engine.reference import default_cache_folder as reference_folder
 from tunesmith.model.load import forward_dtype
 from tunesmith.model.machine import num_cores
+from tunesmith.model.memory import usable_bytes
 from tunesmith.recipe.models import Model
 from tunesmith.runs.atomic import free_bytes
 from tunesmith.selftest.report import SelfTestReport, progress_line
@@ -172,9 +173,9 @@ def _threads(environment: Mapping[str, str]) -> Fact:
 
 
 def _memory() -> Fact:
-    memory = psutil.virtual_memory()
-    text = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
-    return Fact("memory", text, values={"total_bytes": memory.total, "available_bytes": memory.available})
+    total, available = psutil.virtual_memory().total, usable_bytes(torch.device("cpu"))
+    text = f"{available / GIB:.1f} of {total / GIB:.1f} GiB free"
+    return Fact("memory", text, values={"total_bytes": total, "available_bytes": available})
 
 
 def installed(package: str) -> str | None:
