@@ -66,12 +66,14 @@ def matrix(layer: nn.Module, dtype: torch.dtype) -> Tensor:
 
     weight = layer.weight
     if isinstance(weight, Params4bit):
-        return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+        made_OI: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+        return made_OI.to(dtype)
     assert isinstance(layer, Linear8bitLt)
     # the scales lie with the weight until a forward of bitsandbytes' own has moved them
     scale_O = weight.SCB if isinstance(weight, Int8Params) and weight.SCB is not None else layer.state.SCB
     assert isinstance(scale_O, Tensor)
-    return (layer.weight.data * (scale_O / 127.0)[:, None]).to(dtype)
+    scaled_OI: Tensor = layer.weight.data * (scale_O / 127.0)[:, None]
+    return scaled_OI.to(dtype)
 
 
 @cache
@@ -102,7 +104,7 @@ class _Dequantized(torch.autograd.Function):
 def _linear_8bit() -> type[nn.Module]:
     from bitsandbytes.nn.modules import Linear8bitLt
 
-    class Linear8bit(Linear8bitLt):
+    class Linear8bit(Linear8bitLt):  # type: ignore[misc]  # bitsandbytes has no types
         """bitsandbytes' 8-bit layer, computing with its dequantized weight."""
 
         def forward(self, x: Tensor) -> Tensor:
