@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tests.support.optional import needs_bitsandbytes
 from tests.support.slow_losses import branch_logprobs
 from tunesmith.engine import sdpa
 from tunesmith.engine.attention import KERNELS
@@ -29,9 +29,6 @@ from tunesmith.train.step import Batch, StepResult
 
 CPU = torch.device("cpu")
 Patch = pytest.MonkeyPatch
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
-)
 
 torch.set_num_threads(1)
 

@@ -37,7 +37,7 @@ def printed(report: DoctorReport) -> str:
 
 def test_this_machine(tmp_path: Path) -> None:
     report = examine(tmp_path / "runs", {})
-    assert torch.__version__ in named(report.facts, "libraries").text
+    assert torch.__version__.split("+")[0] in named(report.facts, "libraries").text
     assert named(report.facts, "attention sdpa").verdict == "ok"
     memory = named(report.facts, "memory").values
     assert memory is not None

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.support.optional import needs_bitsandbytes
 from tunesmith.errors import MissingExtraError, ModelError, NumericsError
 from tunesmith.train.optim import (
     OptimizerKind,
@@ -108,7 +109,9 @@ def test_state_of_another_shape_or_with_a_gap_is_refused() -> None:
         restore_optimizer(optimizer, trainable, {f"x{key}": value for key, value in tensors.items()})
 
 
-KINDS: list[OptimizerKind] = ["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+BITSANDBYTES = [
+    pytest.param(kind, marks=needs_bitsandbytes) for kind in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+]
 
 
 def make_layers(kind: OptimizerKind) -> tuple[nn.Module, dict[str, nn.Parameter], torch.optim.Optimizer]:
@@ -128,7 +131,7 @@ def take_step(
     update(optimizer, trainable, learning_rate=1e-2 / number, norm=gradient_norm(trainable.values()), max_norm=1.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["adamw", *BITSANDBYTES])
 def test_restored_state_goes_on_bit_by_bit(kind: OptimizerKind, tmp_path: Path) -> None:
     """Through a file, as a checkpoint does: three steps in one go, and two, a restart and one."""
     layers, trainable, optimizer = make_layers(kind)
@@ -147,7 +150,7 @@ def test_restored_state_goes_on_bit_by_bit(kind: OptimizerKind, tmp_path: Path) 
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["adamw", *BITSANDBYTES])
 def test_which_moments_have_8_bits(kind: OptimizerKind) -> None:
     """TRAPS 66: the types after a restart are those before it, and only large tensors are quantized."""
     _, trainable, optimizer = make_layers(kind)
@@ -163,7 +166,7 @@ def test_which_moments_have_8_bits(kind: OptimizerKind) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", BITSANDBYTES)
 def test_other_kinds_follow_adamw(kind: OptimizerKind) -> None:
     """Ten steps: the same path, 8 bits within the rounding of a moment's block."""
     ends = []
@@ -177,6 +180,7 @@ def test_other_kinds_follow_adamw(kind: OptimizerKind) -> None:
     assert error < (0.1 if kind.endswith("8bit") else 1e-4)
 
 
+@needs_bitsandbytes
 def test_one_kind_does_not_go_on_from_another() -> None:
     _, trainable, optimizer = make_layers("adamw")
     tensors = optimizer_tensors(optimizer, trainable)

@@ -15,6 +15,7 @@ from tempfile import mkdtemp
 import pytest
 from safetensors.torch import load_file
 
+from tests.support.optional import needs_bitsandbytes
 from tests.support.training import Trial, dpo_stage, full_engine, sft_stage, weights_of
 from tunesmith.errors import ResumeError, StoppedError
 from tunesmith.recipe.models import DpoStage, Full, Lora, Replay, SftStage, Source
@@ -198,7 +199,9 @@ def test_torn_last_record_is_made_again(tmp_path: Path) -> None:
         ({"learning_rate": 0.5}, "stage.learning_rate: 0.01 there, 0.5 now"),
         ({"batch_size": 5}, "stage.batch_size: 4 there, 5 now"),
         ({"tuning": Lora(r=4, alpha=8.0)}, "stage.tuning"),
-        ({"optimizer": "adamw_8bit"}, "stage.optimizer: None there, 'adamw_8bit' now"),
+        pytest.param(
+            {"optimizer": "adamw_8bit"}, "stage.optimizer: None there, 'adamw_8bit' now", marks=needs_bitsandbytes
+        ),
         ({"schedule": "linear"}, "stage.schedule: 'cosine' there, 'linear' now"),
         ({"epochs": 1}, "is past the 3 steps"),
     ],
@@ -272,6 +275,7 @@ def test_a_checkpoint_made_before_there_were_optimizers_goes_on(tmp_path: Path) 
     assert_same_end(trial, whole)
 
 
+@needs_bitsandbytes
 @pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
 def test_every_optimizer_resumes_bit_by_bit(tmp_path: Path, kind: str) -> None:
     """Embeddings and layers of 6,144 and 4,096 numbers have 8-bit moments, the others' stay float32."""
