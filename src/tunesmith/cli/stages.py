@@ -75,13 +75,16 @@ def check(recipe: str, overrides: tuple[str, ...], gpu_memory: str | None, no_bf
 @click.command()
 @RECIPE
 @OVERRIDES
-def run(recipe: str, overrides: tuple[str, ...]) -> None:
+@click.option("--strict", is_flag=True, help="End (exit 3) at a damaged checkpoint; do not go back to an older one.")
+@click.option("--accept-data-change", is_flag=True, help="Go on where the rows have changed since the run began.")
+def run(recipe: str, overrides: tuple[str, ...], strict: bool, accept_data_change: bool) -> None:
     """Run every stage; run it again to resume."""
     loaded = _load(recipe, overrides)
 
+    from tunesmith.pipeline.options import RunOptions
     from tunesmith.pipeline.run import run_recipe
 
-    folder = run_recipe(loaded)
+    folder = run_recipe(loaded, options=RunOptions(strict=strict, accept_data_change=accept_data_change))
     click.echo(f"\nThe run is in {folder}.")
     click.echo(f"  compare its stages:   tunesmith compare {folder}")
     click.echo(f"  talk to it:           tunesmith chat {folder}")

@@ -16,6 +16,7 @@ from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Weights
 from tunesmith.pipeline.check import CheckReport, data_lines, template_lines
+from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.stage import StageJob, run_stage
 from tunesmith.pipeline.starts import start_weights, weights_sha_on_disk
@@ -29,13 +30,15 @@ from tunesmith.runs.lock import run_lock
 from tunesmith.train.progress import Observer, observer_for
 
 
-def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Path:
+def run_recipe(
+    loaded: LoadedRecipe, *, observer: Observer | None = None, options: RunOptions | None = None
+) -> Path:
     """Run every stage of a recipe, or go on where an earlier call stopped; returns the run folder.
 
     Raises the errors of `tunesmith.errors`; nothing that exists is overwritten by another recipe.
     """
     recipe = loaded.recipe
-    watcher = observer or observer_for()
+    watcher, allowed = observer or observer_for(), options or RunOptions()
     machine = Machine.detect(recipe.threads)
     if machine.world_size > 1:
         raise RecipeError(
@@ -72,6 +75,7 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None) -> Pat
                     seed=recipe.seed,
                     machine=machine,
                     observer=watcher,
+                    options=allowed,
                 )
             )
     return run.path

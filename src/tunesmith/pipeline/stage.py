@@ -34,6 +34,7 @@ from tunesmith.model.shapes import weight_bytes
 from tunesmith.objectives import Objective, objective_of
 from tunesmith.pipeline.memory import plan_stage_memory
 from tunesmith.pipeline.memory_stages import disk_bytes
+from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.starts import weights_sha_on_disk
 from tunesmith.recipe.models import Full, Model, Stage
 from tunesmith.runs.atomic import free_bytes, publish_folder
@@ -42,7 +43,7 @@ from tunesmith.train.loop import References, train_stage
 from tunesmith.train.precision import autocast_of
 from tunesmith.train.progress import Observer
 
-CADENCE = {"save_every", "eval_every", "keep_checkpoints"}
+CADENCE = {"save_every", "eval_every", "keep_checkpoints", "on_nonfinite", "max_nonfinite"}
 MEMORY = {"forest_tokens", "gradient_checkpointing", "offload_activations"}
 """Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
 LENGTH = {"epochs", "max_steps"}
@@ -68,6 +69,7 @@ class StageJob:
     seed: int
     machine: Machine
     observer: Observer
+    options: RunOptions
 
     @property
     def trees(self) -> Sequence[Tree]:

@@ -6,8 +6,9 @@ Must not know: run folders; what is done with an unsafe change is decided where 
 A change is safe when the steps that were already taken would have been the same with it:
 
 - place: `runs_folder`;
-- cadence: `data_workers`, `save_every`, `keep_checkpoints`, and `eval_every` while the last step is kept (with
-  `keep: best` the evaluations choose the result);
+- cadence: `data_workers`, `save_before`, `stop_within`, `save_every`, `keep_checkpoints`, `on_nonfinite`,
+  `max_nonfinite` (a stage that went on past such a step has counted it), and `eval_every` while the last step is kept
+  (with `keep: best` the evaluations choose the result);
 - comparison: everything under `compare`, which reads finished stages;
 - rounding: `threads`, `memory`, `forest_tokens`, `gradient_checkpointing`, `offload_activations`, and the model's
   `attention`, `kernels` and `compile`. They exist to get past a full memory or to save time, and change sums in their
@@ -37,10 +38,14 @@ _TOP: dict[str, Kind] = {
     "threads": "rounding",
     "memory": "rounding",
     "data_workers": "cadence",
+    "save_before": "cadence",
+    "stop_within": "cadence",
 }
 _STAGE: dict[str, Kind] = {
     "save_every": "cadence",
     "keep_checkpoints": "cadence",
+    "on_nonfinite": "cadence",
+    "max_nonfinite": "cadence",
     "forest_tokens": "rounding",
     "gradient_checkpointing": "rounding",
     "offload_activations": "rounding",

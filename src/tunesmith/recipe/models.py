@@ -130,6 +130,15 @@ def _percent(value: object) -> object:
     return value
 
 
+Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(s|m|h)$")]
+"""A time such as 90s, 110m or 11.5h."""
+
+
+def duration_seconds(text: str) -> float:
+    """Seconds of a `Duration`."""
+    return float(text[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[text[-1]]
+
+
 Percent = Annotated[float, BeforeValidator(_percent), Unit("share")]
 
 
@@ -238,6 +247,11 @@ class StageBase(Strict):
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: Checkpoints = Field(2, ge=1)
     """Newest checkpoints kept, beside the best."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: stop the run, or leave the update out, up to `max_nonfinite` times. Either
+    way the rows and a reproducer are written down. (Overflows of float16 are not meant: the loss scale has them.)"""
+    max_nonfinite: Steps = Field(3, ge=1)
+    """Steps of the stage that `on_nonfinite: skip` may leave out before the run stops after all."""
     keep: Literal["final", "best"] = "final"
     """The stage's result: its last step, or the step with the lowest held-out loss."""
 
@@ -339,3 +353,9 @@ class Recipe(Strict):
     data_workers: Workers = Field(0, ge=0)
     """Processes that prepare rows; 0 takes one a core where there are enough rows for it to pay. It cannot change the
     result."""
+    save_before: Duration | None = None
+    """For machines with a time limit: finish the step, save and stop so long after the command began (110m); the same
+    command goes on. null: no limit."""
+    stop_within: Duration = "30s"
+    """Longest time from a signal (SIGTERM, SIGINT, SIGUSR1) to the end of the process: the step is finished and saved
+    if that fits, else the newest checkpoint stands."""

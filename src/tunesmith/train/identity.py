@@ -23,7 +23,7 @@ StageRecipe = SftStage | CompletionStage | DpoStage
 _FREE = {
     # cadence and memory: they change no weight beyond rounding
     *("eval_every", "save_every", "keep_checkpoints", "keep", "forest_tokens", "gradient_checkpointing"),
-    "offload_activations",
+    *("offload_activations", "on_nonfinite", "max_nonfinite"),
     # more steps may be asked for; the loop compares them itself
     *("epochs", "max_steps"),
     # the rows themselves are compared, wherever they lie

@@ -86,7 +86,7 @@ def test_run_loads_the_recipe_and_says_what_comes_next(
 ) -> None:
     given: list[LoadedRecipe] = []
 
-    def run_recipe(loaded: LoadedRecipe) -> Path:
+    def run_recipe(loaded: LoadedRecipe, **_: object) -> Path:
         given.append(loaded)
         return Path("runs/demo")
 
@@ -103,7 +103,7 @@ def test_run_loads_the_recipe_and_says_what_comes_next(
 def test_quickstart_runs_and_compares(command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[LoadedRecipe] = []
 
-    def run_recipe(loaded: LoadedRecipe) -> Path:
+    def run_recipe(loaded: LoadedRecipe, **_: object) -> Path:
         given.append(loaded)
         return Path("runs") / loaded.recipe.name
 
@@ -160,7 +160,7 @@ def test_compare_chat_and_merge(command: Callable[..., Outcome], monkeypatch: py
 def test_exit_codes(
     command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
 ) -> None:
-    def run_recipe(loaded: LoadedRecipe) -> NoReturn:
+    def run_recipe(loaded: LoadedRecipe, **_: object) -> NoReturn:
         raise error
 
     stand_in(monkeypatch, "tunesmith.pipeline.run", run_recipe=run_recipe)
@@ -174,7 +174,7 @@ def test_exit_codes(
 def test_a_bug_is_one_line_and_debug_shows_the_rest(
     command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_recipe(loaded: LoadedRecipe) -> NoReturn:
+    def run_recipe(loaded: LoadedRecipe, **_: object) -> NoReturn:
         raise ZeroDivisionError("by\nzero")
 
     stand_in(monkeypatch, "tunesmith.pipeline.run", run_recipe=run_recipe)
