@@ -30,9 +30,7 @@ from tunesmith.runs.lock import run_lock
 from tunesmith.train.progress import Observer, observer_for
 
 
-def run_recipe(
-    loaded: LoadedRecipe, *, observer: Observer | None = None, options: RunOptions | None = None
-) -> Path:
+def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None, options: RunOptions | None = None) -> Path:
     """Run every stage of a recipe, or go on where an earlier call stopped; returns the run folder.
 
     Raises the errors of `tunesmith.errors`; nothing that exists is overwritten by another recipe.
