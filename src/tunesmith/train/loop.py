@@ -33,6 +33,7 @@ from tunesmith.train.precision import make_scaler, refuse_endless_skips
 from tunesmith.train.progress import Observer, Silent
 from tunesmith.train.resume import load_weights_of, resume
 from tunesmith.train.retry import StageMemory
+from tunesmith.train.rows import GoingOn, go_on_with_rows
 from tunesmith.train.schedule import lr_multiplier
 from tunesmith.train.session import Session, step_batch
 from tunesmith.train.signals import stop_requests
@@ -69,12 +70,14 @@ def train_stage(
     inputs: Mapping[str, str] | None = None,
     forest_tokens: int | None = None,
     gradient_checkpointing: Checkpointing | None = None,
+    rows_changed: bool = False,
 ) -> StageOutcome:
     """Train one stage; where the folder has checkpoints, go on from the newest.
 
     The model must hold the stage's starting weights, trained ones float32 and marked by `requires_grad`. `inputs`
     names what else the result depends on (hashes of base and template); a checkpoint of other inputs is refused.
     `forest_tokens` and `gradient_checkpointing`, where given, stand for the stage's: a plan has found what fits.
+    `rows_changed`: a person has accepted that the rows are not those that the stage began on.
     Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
     _refuse_unmeasured_best(stage, heldout)
@@ -105,7 +108,10 @@ def train_stage(
     )
     fresh = _fresh_state(session, inputs or {})
     try:
-        state = resume(folder, fresh, trainable, session.optimizer, machine=machine, warn=observer.noted)
+        rows = go_on_with_rows(session, fresh, tell=observer.noted) if rows_changed else GoingOn(session, fresh, fresh)
+        session = rows.session
+        state = resume(folder, rows.expected, trainable, session.optimizer, machine=machine, warn=observer.noted)
+        state = rows.taken(state)
         if state.scaler:
             session.scaler.load_state_dict(state.scaler)
         session.observer.started(stage.name, first_step=state.step, num_steps=session.num_steps)
@@ -212,7 +218,7 @@ def _step(session: Session, state: State) -> State:
     seconds = time.monotonic() - start
     record: Record = {
         "step": step,
-        "epoch": step / session.steps_per_epoch,
+        "epoch": session.step_of_rows(step) / session.steps_per_epoch,
         "loss": result.loss.mean(),
         "lr": learning_rate,
         "grad_norm": found.norm,

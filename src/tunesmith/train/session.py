@@ -25,6 +25,14 @@ from tunesmith.train.retry import StageMemory
 from tunesmith.train.step import Batch
 
 
+@dataclass(frozen=True, slots=True)
+class RowsStart:
+    """The rows are trained behind `step`, from the start of `epoch` (both count what came before them)."""
+
+    step: int = 0
+    epoch: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
     """Everything of a stage that stays as it is while it trains."""
@@ -43,6 +51,7 @@ class Session:
     trainable: Trainable
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
+    rows_start: RowsStart = RowsStart()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -52,13 +61,18 @@ class Session:
     @property
     def num_steps(self) -> int:
         """Steps of the whole stage."""
-        steps = self.steps_per_epoch * self.stage.epochs
+        steps = self.rows_start.step + self.steps_per_epoch * (self.stage.epochs - self.rows_start.epoch)
         return min(steps, self.stage.max_steps or steps)
+
+    def step_of_rows(self, step: int) -> int:
+        """The step's number in the order of the present rows: `step` itself, if they have not changed on the way."""
+        return self.rows_start.epoch * self.steps_per_epoch + step - self.rows_start.step
 
 
 def step_batch(session: Session, step: int) -> tuple[Batch, int]:
     """The trees of a step, and how many of them are the stage's own; the replayed texts follow those."""
-    indices = step_examples(len(session.train.trees), session.stage.batch_size, seed=session.seed, step=step - 1)
+    place = session.step_of_rows(step) - 1
+    indices = step_examples(len(session.train.trees), session.stage.batch_size, seed=session.seed, step=place)
     batch = session.train.part(indices)
     if not session.replay or not isinstance(session.stage, SftStage) or session.stage.replay is None:
         return batch, len(indices)
