@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import RunFolderError
-from tunesmith.runs.atomic import disk_errors, remove_temporaries, write_json
+from tunesmith.runs.atomic import disk_errors, make_folder, remove_temporaries, write_json
 from tunesmith.version import VERSION
 
 KIND = "tunesmith-run"
@@ -74,7 +74,7 @@ class StageFolder:
     def create(self) -> StageFolder:
         """Make the folders, and remove what an interrupted write left in them."""
         with disk_errors(self.path):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            make_folder(self.checkpoints)
         remove_temporaries(self.path)
         remove_temporaries(self.checkpoints)
         return self
@@ -150,7 +150,7 @@ def create_or_open(root: Path | str, name: str) -> RunFolder:
     """
     folder = RunFolder(Path(root) / name)
     with disk_errors(folder.path):
-        folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder.path)
         if not os.access(folder.path, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
         foreign = [path.name for path in folder.path.iterdir() if path != folder.lock_path]

@@ -36,7 +36,7 @@ def test_a_failed_write_leaves_the_old_content_and_no_temporary(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResourceError, match=r"No space left on device; [\d,]+ bytes are free") as caught:
+    with pytest.raises(ResourceError, match=r"device; 3 bytes are needed and [\d,]+ bytes are free") as caught:
         atomic.write_text(path, "new")
     assert caught.value.exit_code == 5
     assert path.read_text() == "old"
