@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from tunesmith.redact import redact
+
 
 class TunesmithError(Exception):
     """An error with a remedy. The message says what, where and what to do, in that order."""
@@ -21,12 +23,15 @@ class TunesmithError(Exception):
         self.what = what
         self.where = where
         self.remedy = remedy
-        super().__init__(self.message())
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        return self.message()
 
     def message(self) -> str:
-        """The message as it is printed: `where: what` and, on a line of its own, the remedy."""
+        """The message as it is printed: `where: what` and, on a line of its own, the remedy; secrets are left out."""
         head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}\n  {self.remedy}" if self.remedy else head
+        return redact(f"{head}\n  {self.remedy}" if self.remedy else head)
 
 
 class RecipeError(TunesmithError):

@@ -22,9 +22,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runs",),
     ("recipe",),
     ("errors", "version"),
+    ("redact",),
 )
 DEPTH = {package: depth for depth, layer in enumerate(LAYERS) for package in layer}
-WITHOUT_TORCH = ("data", "runs", "recipe", "errors", "version", "cli")
+WITHOUT_TORCH = ("data", "runs", "recipe", "errors", "version", "redact", "cli")
 # What a layer may import inside a function, when it needs it: the sandbox of chat templates, saved and hub data sets.
 BORROWED = {"data": ("transformers.utils.chat_template_utils", "datasets")}
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pandas")

@@ -16,6 +16,7 @@ from tunesmith.errors import RecipeError, ResumeError
 from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Weights
 from tunesmith.pipeline.check import CheckReport, data_lines, template_lines
+from tunesmith.pipeline.logged import Logged
 from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.stage import StageJob, run_stage
@@ -36,7 +37,7 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None, option
     Raises the errors of `tunesmith.errors`; nothing that exists is overwritten by another recipe.
     """
     recipe = loaded.recipe
-    watcher, allowed = observer or observer_for(), options or RunOptions()
+    watcher, allowed = Logged(observer or observer_for()), options or RunOptions()
     machine = Machine.detect(recipe.threads)
     if machine.world_size > 1:
         raise RecipeError(
@@ -51,7 +52,7 @@ def run_recipe(loaded: LoadedRecipe, *, observer: Observer | None = None, option
     data_lines(checked, prepared)
     template_lines(checked, prepared.renderer)
     run = create_or_open(recipe.runs_folder, recipe.name)
-    with run_lock(run.lock_path):
+    with run_lock(run.lock_path), watcher.writing(run.path):
         _refuse_other_recipe(loaded)
         account = _account(loaded, prepared)
         _refuse_other_inputs(run, account)

@@ -22,6 +22,8 @@ from tunesmith.recipe.overrides import apply_override, parse_override
 from tunesmith.recipe.problems import Problem, problems_of
 from tunesmith.recipe.resources import find_recipe
 from tunesmith.recipe.rules import broken_rules
+from tunesmith.recipe.secrets import REMEDY as SECRETS_REMEDY
+from tunesmith.recipe.secrets import held_secrets
 from tunesmith.recipe.yaml12 import MAX_BYTES, Document, KeyPath, Place, Value, decode, format_path, read
 
 
@@ -127,6 +129,8 @@ def parse_recipe(
 def _checked(values: _Values, overrides: Sequence[str], *, source_path: Path | None = None) -> LoadedRecipe:
     for text in overrides:
         values.override(text)
+    if secrets := held_secrets(values.values):
+        raise _refusal(secrets, values, remedy=SECRETS_REMEDY)
     try:
         recipe = Recipe.model_validate(values.values)
     except ValidationError as error:
@@ -141,10 +145,11 @@ def _checked(values: _Values, overrides: Sequence[str], *, source_path: Path | N
     return LoadedRecipe(recipe, origins, values.source, source_path, tuple(overrides))
 
 
-def _refusal(problems: list[Problem], values: _Values) -> RecipeError:
+def _refusal(problems: list[Problem], values: _Values, *, remedy: str = "") -> RecipeError:
     found = [(values.origin(problem.path, at_key=problem.at_key), problem) for problem in problems]
     found.sort(key=lambda pair: (pair[0].line or 0, pair[0].column or 0))  # overrides first, then as the file reads
-    return RecipeError("\n".join(f"{origin.where()}: {format_path(it.path)}: {it.text}" for origin, it in found))
+    lines = (f"{origin.where()}: {format_path(it.path)}: {it.text}" for origin, it in found)
+    return RecipeError("\n".join(lines), remedy=remedy)
 
 
 def _bytes(path: Path) -> bytes:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -114,7 +115,8 @@ class PlainLines:
         self._stage = ""
 
     def _print(self, text: str) -> None:
-        print(f"[{self._stage}] {text}" if self._stage else text, file=self._stream, flush=True)
+        with suppress(OSError, ValueError):  # a terminal or pipe that is gone stops no run; the log has the line
+            print(f"[{self._stage}] {text}" if self._stage else text, file=self._stream, flush=True)
 
 
 class LiveLine:
@@ -150,7 +152,8 @@ class LiveLine:
 
     def noted(self, text: str) -> None:
         """One line above the bar."""
-        self._console.print(f"[{self._stage}] {text}" if self._stage else text, markup=False, highlight=False)
+        with suppress(OSError, ValueError):
+            self._console.print(f"[{self._stage}] {text}" if self._stage else text, markup=False, highlight=False)
 
     def finished(self) -> None:
         """Closes the bar."""

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tunesmith import redact
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
@@ -99,17 +101,11 @@ PERSONAL: Mapping[str, Pattern] = {
 SECRETS: Mapping[str, Pattern] = {
     "private key": _pattern(
         "private key",
-        r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[\s\S]{0,16384}?-----END [A-Z ]{0,40}PRIVATE KEY-----)?",
+        redact.PRIVATE_KEY,
         "[PRIVATE KEY]",
     ),
-    "url password": _pattern("password in an address", r"(?<=://)[^\s/:@]{1,128}:[^\s/@]{1,128}@", "[USER:PASSWORD]@"),
-    "token": _pattern(
-        "access token",
-        r"(?<![\w-])(?:hf_[A-Za-z0-9]{16,128}|sk-[\w-]{16,256}|gh[pousr]_[A-Za-z0-9]{16,255}"
-        r"|github_pat_\w{20,255}|glpat-[\w-]{16,64}|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Z])|xox[abprs]-[\w-]{10,255}"
-        r"|AIza[\w-]{30,64}|npm_[A-Za-z0-9]{30,64}|eyJ[\w-]{10,2048}\.eyJ[\w-]{10,4096}\.[\w-]{10,1024})",
-        "[SECRET]",
-    ),
+    "url password": _pattern("password in an address", redact.URL_PASSWORD, "[USER:PASSWORD]@"),
+    "token": _pattern("access token", rf"(?<![\w-]){redact.TOKEN}", redact.HIDDEN),
 }
 # Secrets first: an address with a password looks like an e-mail address.
 PRIVATE: Mapping[str, Pattern] = {**SECRETS, **PERSONAL}
