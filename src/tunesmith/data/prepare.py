@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +20,10 @@ from typing import TYPE_CHECKING
 from pydantic.main import IncEx
 
 from tunesmith.data.build import StageBuild
-from tunesmith.data.cache import cache_key, cached, default_cache_folder
+from tunesmith.data.cache import cache_key, cached, default_cache_folder, unfinished_folder
 from tunesmith.data.examples import ExampleFile
 from tunesmith.data.formats import Decoded, plan_format, to_examples
+from tunesmith.data.kept import num_kept, remove_unfinished
 from tunesmith.data.ledger import Ledger, Split
 from tunesmith.data.notes import closing_notes
 from tunesmith.data.reading import StageReader, StageRecipe, Tell, check_method, refuse_empty
@@ -78,11 +81,14 @@ def prepare_stage(
     tell: Tell = lambda text: None,
     cache_folder: Path | None = None,
     revisions: Mapping[str, str] | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """Reads, decodes, splits and renders every source of a stage, or finds that done before.
 
     `workers`: processes, 0 for one a core where it pays; `tell` is told of progress through large sources;
-    `revisions`: the commits that an earlier start of the run read, of hub data sets for which the recipe names none.
+    `revisions`: the commits that an earlier start of the run read, of hub data sets for which the recipe names none;
+    `between`: called between chunks, it may raise to stop. Of large sources the chunks that were done are kept,
+    whatever ended the start, and the next one takes them: the bytes are those of an unbroken one.
     Raises DataError: a source that cannot be read, malformed rows (up to 20 at once), a format that does not
     suit the method, or no row left to train on (with the lengths, where length is why).
     """
@@ -100,9 +106,9 @@ def prepare_stage(
     )
 
     def make(folder: Path) -> dict[str, object]:
-        return {"notes": _make(folder, stage, renderer, sources, workers=workers, tell=tell)}
+        return {"notes": _make(folder, stage, renderer, sources, key=key, workers=workers, tell=tell, between=between)}
 
-    folder, content = cached(key, make, root=cache_folder or default_cache_folder())
+    folder, content = cached(key, make, root=cache_folder or default_cache_folder(), tell=tell)
     notes = content["notes"]
     assert isinstance(notes, list)
     return Prepared(
@@ -160,17 +166,25 @@ def _make(
     renderer: Renderer,
     sources: Sequence[tuple[Split, OpenedSource]],
     *,
+    key: str,
     workers: int,
     tell: Tell,
+    between: Callable[[], None],
 ) -> list[str]:
     """Fills the folder; returns the notes."""
+    kept_folder = unfinished_folder(folder.parent, key)
+    if number := num_kept(kept_folder):
+        tell(f"stage {stage.name}: {number} chunks of rows that an earlier start prepared are taken as they are")
     build = StageBuild(folder, merge=stage.duplicates == "merge")
-    reader = StageReader(stage, renderer, build, workers=workers, tell=tell)
+    reader = StageReader(stage, renderer, build, workers=workers, tell=tell, kept_folder=kept_folder, between=between)
     try:
         reader.read_all(sources)
         build.finish(_weights(stage))
-    except BaseException:
+    except BaseException as error:
         build.abandon()
+        remove_unfinished(kept_folder, os.getpid())
+        if isinstance(error, DataError):
+            shutil.rmtree(kept_folder, ignore_errors=True)  # the rows or the recipe must change first
         raise
     refuse_empty(build, stage)
     notes = [*reader.notes, *closing_notes(build, renderer.max_length)]

@@ -6,15 +6,19 @@ Must not know: the cache, training, the command line.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 from tunesmith.data.build import StageBuild
 from tunesmith.data.formats import MAX_SHOWN, Feedback, FormatPlan, mixed_error, plan_format, unread_columns
 from tunesmith.data.formats.detect import PAIRS
+from tunesmith.data.kept import FREE_FACTOR, KEPT_BYTES, kept
 from tunesmith.data.ledger import Split
 from tunesmith.data.notes import histogram
 from tunesmith.data.pool import in_order, num_workers
@@ -24,6 +28,7 @@ from tunesmith.data.types import BadRow, Row
 from tunesmith.data.worker import ChunkResult, Task, process
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import CompletionStage, DpoStage, FormatName, SftStage, Source
+from tunesmith.runs.atomic import free_bytes
 
 StageRecipe = SftStage | CompletionStage | DpoStage
 Tell = Callable[[str], None]
@@ -52,13 +57,19 @@ class _SourceFigures:
 
 @dataclass(slots=True)
 class StageReader:
-    """Reads the sources of a stage into a build, and gathers what a person should know."""
+    """Reads the sources of a stage into a build, and gathers what a person should know.
+
+    kept_folder: where results of chunks of large sources are left for a start that goes on after this one.
+    between: called between chunks; it may raise, and what is done so far is kept.
+    """
 
     stage: StageRecipe
     renderer: Renderer
     build: StageBuild
     workers: int = 0
     tell: Tell = lambda text: None
+    kept_folder: Path | None = None
+    between: Callable[[], None] = lambda: None
     notes: list[str] = field(default_factory=list)
     num_read: int = 0
     any_chat: bool = False
@@ -93,12 +104,24 @@ class StageReader:
         figures = _SourceFigures()
         tasks = self._tasks(chain([first], chunks), source, plan, split, figures)
         workers = num_workers(self.workers, opened.num_bytes)
-        for result in in_order(partial(process, renderer=self.renderer), tasks, workers=workers):
-            self._take(result, plan, source, figures)
-            if not figures.is_mixed:
-                self.build.add(result, source=source.path, number=number, split=split)
-                self.num_read += len(result.fates.ids)
+        work = self._work(opened)
+        results = in_order(work, tasks, workers=workers, where=source.path, between=self.between)
+        with closing(results):  # at once, whatever is raised here: its workers end with it
+            for result in results:
+                self.between()
+                self._take(result, plan, source, figures)
+                if not figures.is_mixed:
+                    self.build.add(result, source=source.path, number=number, split=split)
+                    self.num_read += len(result.fates.ids)
         self._close(figures, plan, source)
+
+    def _work(self, opened: OpenedSource) -> Callable[[Task], ChunkResult]:
+        """What is done with a chunk; of a large source, its result is left on disk or found there."""
+        work, folder = partial(process, renderer=self.renderer), self.kept_folder
+        if folder is None or opened.num_bytes < KEPT_BYTES or free_bytes(folder) < FREE_FACTOR * opened.num_bytes:
+            return work
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return partial(kept, work=work, folder=folder, owner=os.getpid())
 
     def _plan(self, first: RawChunk, source: Source) -> FormatPlan:
         """How to read the source, from its first chunk."""

@@ -6,7 +6,7 @@ ModelError. Must not know: training, run folders.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tunesmith.data.ledger import Ledger
@@ -36,11 +36,16 @@ class PreparedRun:
 
 
 def prepare_run(
-    recipe: Recipe, tell: Tell = lambda text: None, *, revisions: Mapping[str, Mapping[str, str]] | None = None
+    recipe: Recipe,
+    tell: Tell = lambda text: None,
+    *,
+    revisions: Mapping[str, Mapping[str, str]] | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> PreparedRun:
     """Read, split and render the rows of every stage; `tell` is told of progress through large sources.
 
-    `revisions`: by stage and source, the commits of hub data sets that the run has begun on.
+    `revisions`: by stage and source, the commits of hub data sets that the run has begun on. `between` is called
+    between chunks of rows and may raise to stop: what was prepared of large sources is kept for the next start.
     """
     begun = revisions or {}
     tokenizer = load_tokenizer(recipe.model)
@@ -53,6 +58,7 @@ def prepare_run(
             workers=recipe.data_workers,
             tell=tell,
             revisions=begun.get(stage.name),
+            between=between,
         )
         for stage in recipe.stages
     }

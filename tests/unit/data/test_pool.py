@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +47,7 @@ def test_tasks_are_drawn_as_they_are_needed() -> None:
     results = in_order(triple, tasks(), workers=2)
     next(results)
     assert len(drawn) <= 5
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 def test_a_closure_needs_no_pickling() -> None:
@@ -58,8 +61,57 @@ def test_an_error_in_a_worker_is_raised_here() -> None:
 
 
 def test_a_killed_worker_is_a_resource_error() -> None:
-    with pytest.raises(ResourceError, match="was killed"):
-        list(in_order(kill_at_three, range(9), workers=2))
+    with pytest.raises(ResourceError, match=r"was killed.*process \d+ \(SIGKILL\)") as caught:
+        list(in_order(kill_at_three, range(9), workers=2, where="a.jsonl"))
+    assert caught.value.where == "a.jsonl"
+
+
+def test_a_worker_ends_with_the_process_that_it_works_for(tmp_path: Path) -> None:
+    """Killed, that process can tell nobody: its workers would wait for their next task for ever."""
+    pid = os.fork()
+    if not pid:
+        found = {worker for _, worker in islice(in_order(triple, range(20), workers=2), 9)}
+        (tmp_path / "pids").write_text(" ".join(map(str, found)))
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    pids = [int(worker) for worker in (tmp_path / "pids").read_text().split()]
+    assert pids
+    end = time.monotonic() + 5
+    while any(map(is_alive, pids)) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not any(map(is_alive, pids))
+
+
+def is_alive(pid: int) -> bool:
+    """A process that ended and that nobody has asked about is a zombie, which runs no more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def signals_of(number: int) -> list[object]:
+    return [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+
+
+def test_workers_leave_signals_to_their_parent() -> None:
+    """With its handlers they would not end when the pool ends them; with Python's they would print tracebacks."""
+    before = signal.signal(signal.SIGTERM, lambda *args: None)
+    try:
+        found = list(in_order(signals_of, range(3), workers=2))
+        with pytest.raises(ResourceError):
+            list(in_order(kill_at_three, range(9), workers=2))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found == 3 * [[signal.SIG_IGN, signal.SIG_DFL, signal.SIG_IGN]]
+
+
+def test_what_is_raised_between_comes_before_the_killed_worker() -> None:
+    def stop() -> None:
+        raise InterruptedError("stopped")
+
+    with pytest.raises(InterruptedError, match="stopped"):
+        list(in_order(kill_at_three, range(9), workers=2, between=stop))
 
 
 def test_small_files_stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
