@@ -7,16 +7,18 @@ Must not know: what a command does; each imports that when it runs, so that `--h
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
+from io import StringIO
 
 import click
 
 from tunesmith.cli.data import data
 from tunesmith.cli.doctor import doctor
+from tunesmith.cli.output import keep_libraries_discreet, say_error, say_traceback
 from tunesmith.cli.recipe import recipe
 from tunesmith.cli.stages import chat, check, compare, merge, quickstart, run
 from tunesmith.errors import ResourceError, StoppedError, TunesmithError
+from tunesmith.redact import redact
 
 INTERRUPTED = 130  # what a shell reports for a command that SIGINT ended
 BUG = 1
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    keep_libraries_discreet()
     sys.exit(_run([word for word in given if word != "--debug"], debug=debug))
 
 
@@ -71,15 +74,17 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         click.echo(error.format_message())
         return 0
     except click.ClickException as error:
-        error.show()
+        shown = StringIO()
+        error.show(shown)  # it may quote a word of the command line
+        say_error(shown.getvalue().rstrip("\n"))
         return error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("stopped", err=True)
         return INTERRUPTED
     except TunesmithError as error:
         if debug:
-            traceback.print_exc()
-        click.echo(f"Error: {error}", err=True)
+            say_traceback(error)
+        say_error(f"Error: {error}")
         return 128 + error.signal_number if isinstance(error, StoppedError) else error.exit_code
     except MemoryError:
         click.echo("Error: memory ran out", err=True)
@@ -91,9 +96,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
 
 def _bug(error: Exception, *, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    reason = " ".join(str(error).split())[:300]
-    click.echo(f"Error: a bug in Tunesmith: {type(error).__name__}: {reason}", err=True)
+        say_traceback(error)
+    reason = " ".join(redact(str(error)).split())[:300]
+    say_error(f"Error: a bug in Tunesmith: {type(error).__name__}: {reason}")
     if not debug:
         click.echo("  Run the command again with --debug for the traceback, and report it.", err=True)
     return BUG
