@@ -87,7 +87,11 @@ class Records:
     def content(self, path: Path) -> bytes:
         """The whole file as it should be: what the disk has, without a torn end, and what waits."""
         have = path.read_bytes() if path.exists() else b""
-        return have[: have.rfind(b"\n") + 1] + b"".join(self._waiting.get(path, []))
+        return have[: have.rfind(b"\n") + 1] + self.waiting(path)
+
+    def waiting(self, path: Path) -> bytes:
+        """What of the file waits in memory."""
+        return b"".join(self._waiting.get(path, []))
 
 
 def read_records(path: Path) -> list[Record]:
