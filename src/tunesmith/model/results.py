@@ -2,28 +2,38 @@
 
 In: a run folder and a stage's name. Out: where its weights lie. Must not know: training, torch.
 
-Paths inside the run are kept relative to it, so a run folder can be moved.
+Paths inside the run are kept relative to it, so a run folder can be moved. The result names every file of its weights
+with size and sha256, and its own content by hash: whoever reads a stage reads what was trained, or is refused.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from tunesmith.errors import RunFolderError
+from tunesmith.errors import ResumeError, RunFolderError
 from tunesmith.model.policy import Weights
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.models import Model, Recipe
 from tunesmith.runs.atomic import write_json
 from tunesmith.runs.folder import RunFolder, open_run
+from tunesmith.runs.inventory import Inventory, digest, find_change, read_inventory, read_object, take_inventory
 
 BASE = "base"
+
+_AGAIN = (
+    "Restore it from a copy, or delete the stage's result.json: `tunesmith run` makes the result again from the "
+    "stage's last checkpoint."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """A finished stage: its weights, its length, and the ids at which its answers end."""
+    """A finished stage: its weights, its length, and the ids at which its answers end.
+
+    files: what its weights' folder held when they were written; None of results that were made before it was kept.
+    """
 
     stage: str
     method: str
@@ -33,6 +43,7 @@ class StageResult:
     inputs_sha: str
     epochs: int
     max_steps: int | None
+    files: Inventory | None = None
 
 
 def _inside(run: RunFolder, path: str) -> str:
@@ -45,51 +56,84 @@ def write_result(run: RunFolder, result: StageResult, *, weights_sha: str, templ
     """Write result.json, the last file of a stage: it is there only when everything else is."""
     full, adapter = result.weights.full, result.weights.adapter
     in_run = _inside(run, full.path) != full.path
-    write_json(
-        run.stage(result.stage).result_path,
-        {
-            "stage": result.stage,
-            "method": result.method,
-            "kind": "model" if adapter is None else "adapter",
-            "full": {**full.model_dump(), "path": _inside(run, full.path)},
-            "full_in_run": in_run,
-            "adapter": None if adapter is None else _inside(run, str(adapter)),
-            "num_steps": result.num_steps,
-            "epochs": result.epochs,
-            "max_steps": result.max_steps,
-            "stop_ids": list(result.stop_ids),
-            "inputs_sha256": result.inputs_sha,
-            "weights_sha256": weights_sha,
-            "template_sha256": template_sha,
-        },
-    )
+    content: dict[str, object] = {
+        "stage": result.stage,
+        "method": result.method,
+        "kind": "model" if adapter is None else "adapter",
+        "full": {**full.model_dump(), "path": _inside(run, full.path)},
+        "full_in_run": in_run,
+        "adapter": None if adapter is None else _inside(run, str(adapter)),
+        "num_steps": result.num_steps,
+        "epochs": result.epochs,
+        "max_steps": result.max_steps,
+        "stop_ids": list(result.stop_ids),
+        "inputs_sha256": result.inputs_sha,
+        "weights_sha256": weights_sha,
+        "template_sha256": template_sha,
+        "files": take_inventory(_folder_of(result.weights)),
+    }
+    write_json(run.stage(result.stage).result_path, content | {"sha256": digest(content)})
+
+
+def _folder_of(weights: Weights) -> Path:
+    """Where a stage put what it trained."""
+    return Path(weights.full.path) if weights.adapter is None else weights.adapter
 
 
 def read_result(run: RunFolder, stage: str) -> StageResult:
-    """The result of a finished stage. Raises RunFolderError where it is not finished or cannot be read."""
+    """The result of a finished stage, whose files are as they were written.
+
+    Raises RunFolderError where it is not finished, and ResumeError (3), naming the file, where a file of it was
+    altered, removed or added: it is not what was trained.
+    """
     path = run.stage(stage).result_path
     try:
-        content = json.loads(path.read_text("utf-8"))
-        full = Model.model_validate(content["full"])
-        if content["full_in_run"]:
-            full = full.model_copy(update={"path": str(run.path / full.path)})
-        adapter = content["adapter"]
-        return StageResult(
-            content["stage"],
-            content["method"],
-            Weights(full, None if adapter is None else run.path / adapter),
-            int(content["num_steps"]),
-            tuple(content["stop_ids"]),
-            str(content["inputs_sha256"]),
-            int(content["epochs"]),
-            content["max_steps"],
-        )
+        result = _parsed(run, read_object(path))
     except FileNotFoundError as problem:
         finished = [name for name in run.stage_names() if run.stage(name).result_path.is_file()]
         remedy = f"Finished stages: {', '.join(finished) or 'none'}. `tunesmith run` goes on where the run stopped."
         raise RunFolderError(f"the stage {stage!r} has no result", where=str(run.path), remedy=remedy) from problem
     except (ValueError, KeyError, TypeError, OSError) as problem:
-        raise RunFolderError(f"cannot be read: {problem}", where=str(path), remedy="Run the stage again.") from problem
+        raise ResumeError(f"cannot be read: {problem}.", where=str(path), remedy=_AGAIN) from problem
+    if result.stage != stage:
+        raise ResumeError(f"is of the stage {result.stage!r}.", where=str(path), remedy=_AGAIN)
+    folder = _folder_of(result.weights)
+    problem_there = "" if result.files is None else find_change(folder, result.files, beside=frozenset())
+    if problem_there:
+        raise ResumeError(f"{problem_there}.", where=str(folder), remedy=_AGAIN)
+    before = _stage_of_model(run, result.weights)
+    if before not in (None, stage):
+        assert before is not None
+        read_result(run, before)
+    return result
+
+
+def _parsed(run: RunFolder, content: dict[str, Any]) -> StageResult:
+    """The result that result.json holds. Raises KeyError, TypeError or ValueError where it is none of ours."""
+    told = content.pop("sha256", None)
+    if (told is None) == ("files" in content) or told not in (None, digest(content)):
+        raise ValueError("it was altered: its sha256 is not the one that was written")
+    full = Model.model_validate(content["full"])
+    if content["full_in_run"]:
+        full = full.model_copy(update={"path": str(run.path / full.path)})
+    adapter = content["adapter"]
+    return StageResult(
+        str(content["stage"]),
+        str(content["method"]),
+        Weights(full, None if adapter is None else run.path / adapter),
+        int(content["num_steps"]),
+        tuple(int(number) for number in content["stop_ids"]),
+        str(content["inputs_sha256"]),
+        int(content["epochs"]),
+        None if content["max_steps"] is None else int(content["max_steps"]),
+        None if told is None else read_inventory(content["files"]),
+    )
+
+
+def _stage_of_model(run: RunFolder, weights: Weights) -> str | None:
+    """The stage of this run that trained the full weights; None where they are of somewhere else."""
+    names = [name for name in run.stage_names() if run.stage(name).model_path == Path(weights.full.path)]
+    return names[0] if names else None
 
 
 def run_recipe_of(run: RunFolder) -> Recipe:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from tunesmith.objectives.base import Objective, Result, Sum
+from tunesmith.objectives.base import Carried, Carrying, Objective, Result, Sum
 from tunesmith.objectives.dpo import dpo, dpo_loss
 from tunesmith.objectives.supervised import nll_loss, supervised
 from tunesmith.recipe.models import CompletionStage, DpoStage, SftStage
 
-__all__ = ["Objective", "Result", "Sum", "dpo", "dpo_loss", "nll_loss", "objective_of", "supervised"]
+__all__ = [
+    "Carried",
+    "Carrying",
+    "Objective",
+    "Result",
+    "Sum",
+    "dpo",
+    "dpo_loss",
+    "nll_loss",
+    "objective_of",
+    "supervised",
+]
 
 
 def objective_of(stage: SftStage | CompletionStage | DpoStage) -> Objective:

@@ -17,11 +17,14 @@ from tunesmith.model.machine import Machine
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import truncate_records
 from tunesmith.train.checkpoint import (
+    OBJECTIVE,
     OPTIMIZER,
+    STATE,
     WEIGHTS,
     Checkpoint,
     State,
     check_identity,
+    find_problem,
     load_checkpoint,
     load_newest,
     path_of,
@@ -40,12 +43,20 @@ def resume(
     *,
     machine: Machine,
     warn: Callable[[str], None],
+    strict: bool = False,
+    keeps_best: bool = False,
 ) -> State:
-    """The state of the newest whole checkpoint, or `fresh` where there is none; see the module."""
-    checkpoint = load_newest(folder.checkpoints, warn=warn)
+    """The state of the newest whole checkpoint, or `fresh` where there is none; see the module.
+
+    Raises ResumeError where there are checkpoints and none of them is whole and fits; with `strict` where the newest
+    is not whole; with `keeps_best` where the best so far is not, which would be missed after the last step only.
+    """
+    checkpoint = load_newest(folder.checkpoints, warn=warn, strict=strict)
     step = -1
     if checkpoint is not None:
         _check(checkpoint, fresh, warn=warn)
+        if keeps_best and checkpoint.state.best_step not in (None, checkpoint.state.step):
+            _check_best(folder, checkpoint.state.best_step)
         step = checkpoint.state.step
     machine.barrier()  # all ranks have read before the main rank writes
     if machine.is_main:
@@ -58,14 +69,22 @@ def resume(
     except (KeyError, ValueError) as error:
         raise ResumeError(f"{OPTIMIZER} does not fit this stage: {error}.", where=str(checkpoint.path)) from error
     saved = checkpoint.state
+    same_budget = saved.asked_tokens == fresh.asked_tokens
+    # what decides rounding is as it is now; all that is not named here is as it was
     return replace(
-        fresh,
-        step=saved.step,
-        best_step=saved.best_step,
-        best_loss=saved.best_loss,
-        num_skipped=saved.num_skipped,
-        skips_in_row=saved.skips_in_row,
-        scaler=saved.scaler,
+        saved,
+        num_steps=fresh.num_steps,
+        reference_mean=fresh.reference_mean,
+        threads=fresh.threads,
+        torch_version=fresh.torch_version,
+        tunesmith_version=fresh.tunesmith_version,
+        identity=fresh.identity,
+        asked_tokens=fresh.asked_tokens,
+        forest_tokens=saved.forest_tokens if same_budget else None,
+        tree_tokens=saved.tree_tokens if same_budget else None,
+        checkpointing=fresh.checkpointing,
+        attention=fresh.attention,
+        tensors=_carried_tensors(checkpoint, fresh),
     )
 
 
@@ -89,10 +108,44 @@ def _check(checkpoint: Checkpoint, fresh: State, *, warn: Callable[[str], None])
             raise ResumeError(what, where=where)
     if saved.num_steps != fresh.num_steps:
         warn(f"The stage had {saved.num_steps} steps and has {fresh.num_steps} now; the schedule spans the new number.")
-    if (saved.threads, saved.torch_version) != (fresh.threads, fresh.torch_version):
-        then = f"torch {saved.torch_version} on {saved.threads} threads"
-        now = f"torch {fresh.torch_version} on {fresh.threads}"
-        warn(f"The checkpoint is of {then}, this is {now}: the result can differ in rounding from an unbroken run.")
+    _warn_of_rounding(saved, fresh, warn=warn)
+
+
+def _check_best(folder: StageFolder, step: int | None) -> None:
+    assert step is not None
+    path = path_of(folder.checkpoints, step)
+    problem = find_problem(path) if path.exists() else "is missing"
+    if problem:
+        remedy = "Restore it from a copy, or set `keep: final`, which needs the last weights only."
+        raise ResumeError(f"the checkpoint of the best step so far: {problem}.", where=str(path), remedy=remedy)
+
+
+def _warn_of_rounding(saved: State, fresh: State, *, warn: Callable[[str], None]) -> None:
+    """Say what decides the order of sums and is no longer as it was; checkpoints of before may not name it."""
+    pairs = {
+        "torch": (saved.torch_version, fresh.torch_version),
+        "threads": (saved.threads, fresh.threads),
+        "the attention kernel": (saved.attention, fresh.attention),
+        "tokens of a micro-batch": (saved.asked_tokens, fresh.asked_tokens),
+        "gradient checkpointing": (saved.checkpointing, fresh.checkpointing),
+    }
+    changed = [f"{name} {then}, now {now}" for name, (then, now) in pairs.items() if then not in (None, now)]
+    if changed:
+        what = "; ".join(changed)
+        warn(f"The checkpoint was made with {what}: the result can differ in rounding from an unbroken run.")
+
+
+def _carried_tensors(checkpoint: Checkpoint, fresh: State) -> dict[str, Tensor]:
+    """What the method carries, on the stage's device; ResumeError where it is not exactly what the method has."""
+    saved, where = checkpoint.state, str(checkpoint.path)
+    names = sorted(saved.carried.keys() ^ fresh.carried.keys())
+    if names:
+        raise ResumeError(f"{STATE} does not hold what the method carries: {names[0]} is on one side.", where=where)
+    kinds = [{name: (tensor.shape, tensor.dtype) for name, tensor in state.tensors.items()} for state in (saved, fresh)]
+    misfits = sorted(name for name in kinds[0].keys() | kinds[1].keys() if kinds[0].get(name) != kinds[1].get(name))
+    if misfits:
+        raise ResumeError(f"{OBJECTIVE} does not hold what the method carries: {misfits[0]}.", where=where)
+    return {name: saved.tensors[name].to(tensor.device) for name, tensor in fresh.tensors.items()}
 
 
 def _put_weights(checkpoint: Checkpoint, trainable: Trainable) -> None:

@@ -50,6 +50,11 @@ class StageMemory:
                 budget = budget.smaller_of(lowered)
         return budget
 
+    def go_on(self, step: int, forest_tokens: int | None, tree_tokens: int | None) -> None:
+        """Take the budget of a checkpoint, in case the folder's lines no longer tell it."""
+        if forest_tokens is not None:
+            self._lowered.append(((step, _ORDER["eval"]), Budget(forest_tokens, tree_tokens)))
+
     def run(self, work: Callable[[Budget], Found], trees: Sequence[Tree], *, step: int, phase: Phase) -> Found:
         """What `work` returns, done again in smaller forests as long as memory runs out; see `with_retry`.
 
