@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tunesmith.errors import RunFolderError
 from tunesmith.runs.atomic import TEMPORARY, disk_errors, fsync_path
 
 Split = Literal["train", "heldout", "replay"]
@@ -74,7 +76,10 @@ class Ledger:
         self._table = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=SCHEMA)
 
     def __len__(self) -> int:
-        return int(self._table.num_rows if self._path is None else pq.read_metadata(self._path).num_rows)
+        if self._path is None:
+            return int(self._table.num_rows)
+        with _damage_named(self._path):
+            return int(pq.read_metadata(self._path).num_rows)
 
     def __iter__(self) -> Iterator[LedgerEntry]:
         for table in self.tables():
@@ -86,8 +91,7 @@ class Ledger:
         if self._path is None:
             yield self._table
             return
-        for batch in pq.ParquetFile(self._path).iter_batches(ROW_GROUP):
-            table = pa.Table.from_batches([batch], schema=SCHEMA)
+        for table in _read_tables(self._path):
             if self._stage is not None:
                 column = pa.array([self._stage] * table.num_rows, pa.string())
                 table = table.set_column(SCHEMA.get_field_index("stage"), "stage", column)
@@ -143,6 +147,29 @@ class LedgerWriter:
 def read_parquet(path: Path) -> Ledger:
     """The ledger of an earlier run or of the cache."""
     return Ledger(path=path)
+
+
+def _read_tables(path: Path) -> Iterator[pa.Table]:
+    """The file's entries, checked against the schema, in batches of a size that fits in memory."""
+    with _damage_named(path):
+        file = pq.ParquetFile(path)
+        if file.schema_arrow.names != SCHEMA.names:
+            raise pa.ArrowInvalid("its columns are not those of a ledger")
+        for batch in file.iter_batches(ROW_GROUP):
+            table = pa.Table.from_batches([batch]).cast(SCHEMA)
+            table.validate(full=True)
+            yield table
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """A file that is no whole ledger is an error of the run folder."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        remedy = "Restore it from a copy, or delete it: `tunesmith run` writes it again."
+        raise RunFolderError(f"the ledger cannot be read: {reason}", where=str(path), remedy=remedy) from error
 
 
 def write_ledgers(path: Path, ledgers: Sequence[Ledger]) -> None:

@@ -4,6 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from tunesmith.data.ledger import (
     Count,
@@ -16,6 +19,7 @@ from tunesmith.data.ledger import (
     read_parquet,
     write_ledgers,
 )
+from tunesmith.errors import RunFolderError
 
 
 def entry(number: int, outcome: Outcome = "kept", reason: str = "") -> LedgerEntry:
@@ -81,3 +85,20 @@ def test_the_printed_table_adds_up() -> None:
         "stage  side   read  kept  trimmed  merged  dropped",
         "sft    train     7     2        1       1        3",
     ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_ledger_is_named(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "ledger.parquet"
+    write_ledgers(path, [Ledger([])])
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    for read in (len, list, Ledger.summary):
+        with pytest.raises(RunFolderError, match=r"ledger\.parquet: the ledger cannot be read"):
+            read(read_parquet(path))
+
+
+def test_another_table_is_no_ledger(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "ledger.parquet")
+    with pytest.raises(RunFolderError, match="columns"):
+        read_parquet(tmp_path / "ledger.parquet").summary()
