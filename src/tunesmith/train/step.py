@@ -82,15 +82,32 @@ class Micro:
     split: tuple[int, ...] = ()
 
 
+class LostNumberError(NumericsError):
+    """Log-probs that are not finite. logprob_N: all of the step's; trees: the numbers of the trees that hold them."""
+
+    def __init__(self, what: str, *, logprob_N: Tensor, trees: Sequence[int]) -> None:
+        super().__init__(what)
+        self.logprob_N = logprob_N
+        self.trees = tuple(trees)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
-    """What a step computed; the gradients are on the weights. num_untouched: weights that this rank did not reach."""
+    """What a step computed; the gradients are on the weights. num_untouched: weights that this rank did not reach.
+
+    logprob_N: of all trained tokens, in the order of the trees.
+    """
 
     loss: Sum
     metrics: Mapping[str, Sum]
     num_tokens: int
-    num_trained: int
+    logprob_N: Tensor
     num_untouched: int
+
+    @property
+    def num_trained(self) -> int:
+        """Trained tokens of the step."""
+        return len(self.logprob_N)
 
 
 def num_read(tree: Tree) -> list[int]:
@@ -180,8 +197,8 @@ def accumulate(
     """Add the gradient of the step's mean loss to the weights, and return what was computed.
 
     `seed_key` names the step: dropout of a forest depends on it, the rank and the forest's number. With `scaler` the
-    gradient is that of the loss times its scale. Raises NumericsError, naming rows, where a log-prob or the loss is
-    not finite (the weights' gradients are then void), and MemoryFullError, on every rank and with no gradient left,
+    gradient is that of the loss times its scale. Raises LostNumberError, naming rows, where a log-prob is not finite
+    (the weights' gradients are then void), and MemoryFullError, on every rank and with no gradient left,
     where memory runs out on one.
     """
     count = sum(objective.units(tree) for tree in batch.trees)
@@ -214,7 +231,7 @@ def accumulate(
     machine.all_sum_many([parameter.grad for parameter in trained if parameter.grad is not None])
     result = judge(batch, logprob_N, objective)
     assert result.loss.count == count, "Objective.units disagrees with Objective.function"
-    return StepResult(result.loss, result.metrics, batch.num_tokens, len(logprob_N), untouched[0])
+    return StepResult(result.loss, result.metrics, batch.num_tokens, logprob_N, untouched[0])
 
 
 def _fixed_coefficients(
@@ -283,8 +300,9 @@ def _refuse_non_finite(batch: Batch, logprob_N: Tensor) -> None:
     if not bad_N.any():
         return
     parts = torch.split(bad_N, [sum(num_read(tree)) for tree in batch.trees])
-    rows = [tree.id for tree, bad in zip(batch.trees, parts, strict=True) if bad.any()]
-    raise NumericsError(f"log-probs that are not finite in {name_rows(rows)}.")
+    numbers = [number for number, bad in enumerate(parts) if bad.any()]
+    what = f"log-probs that are not finite in {name_rows([batch.trees[number].id for number in numbers])}."
+    raise LostNumberError(what, logprob_N=logprob_N, trees=numbers)
 
 
 def name_rows(ids: Sequence[str]) -> str:
