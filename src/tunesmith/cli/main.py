@@ -19,6 +19,7 @@ from tunesmith.cli.recipe import recipe
 from tunesmith.cli.stages import chat, check, compare, merge, quickstart, run
 from tunesmith.errors import ResourceError, StoppedError, TunesmithError
 from tunesmith.redact import redact
+from tunesmith.runs.stop import TERMINATED, Terminated, ends_at_once
 
 INTERRUPTED = 130  # what a shell reports for a command that SIGINT ended
 BUG = 1
@@ -59,11 +60,13 @@ for command in (quickstart, data, check, run, compare, chat, merge, recipe, doct
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command and exit with its code."""
+    """Run the command and exit with its code. A run catches signals by itself; whatever else ends at once by them."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     keep_libraries_discreet()
-    sys.exit(_run([word for word in given if word != "--debug"], debug=debug))
+    with ends_at_once():
+        code = _run([word for word in given if word != "--debug"], debug=debug)
+    sys.exit(code)
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
@@ -81,6 +84,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("stopped", err=True)
         return INTERRUPTED
+    except Terminated:
+        click.echo("stopped", err=True)
+        return TERMINATED
     except TunesmithError as error:
         if debug:
             say_traceback(error)

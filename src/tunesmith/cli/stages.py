@@ -44,9 +44,10 @@ def quickstart(name: str | None, seed: int | None, overrides: tuple[str, ...]) -
     loaded = _load("quickstart", [*given, *overrides])
 
     from tunesmith.comparison.run import compare_run
+    from tunesmith.pipeline.options import RunOptions
     from tunesmith.pipeline.run import run_recipe
 
-    folder = run_recipe(loaded)
+    folder = run_recipe(loaded, options=RunOptions(owns_process=True))
     report = compare_run(folder)
     click.echo(f"\nThe run is in {folder}.")
     click.echo(f"  the report:   {report}")
@@ -77,14 +78,16 @@ def check(recipe: str, overrides: tuple[str, ...], gpu_memory: str | None, no_bf
 @OVERRIDES
 @click.option("--strict", is_flag=True, help="End (exit 3) at a damaged checkpoint; do not go back to an older one.")
 @click.option("--accept-data-change", is_flag=True, help="Go on where the rows have changed since the run began.")
-def run(recipe: str, overrides: tuple[str, ...], strict: bool, accept_data_change: bool) -> None:
+@click.option("--no-reuse", is_flag=True, help="Train every stage, also those that a run beside it has finished.")
+def run(recipe: str, overrides: tuple[str, ...], strict: bool, accept_data_change: bool, no_reuse: bool) -> None:
     """Run every stage; run it again to resume."""
     loaded = _load(recipe, overrides)
 
     from tunesmith.pipeline.options import RunOptions
     from tunesmith.pipeline.run import run_recipe
 
-    folder = run_recipe(loaded, options=RunOptions(strict=strict, accept_data_change=accept_data_change))
+    options = RunOptions(strict=strict, accept_data_change=accept_data_change, reuse=not no_reuse, owns_process=True)
+    folder = run_recipe(loaded, options=options)
     click.echo(f"\nThe run is in {folder}.")
     click.echo(f"  compare its stages:   tunesmith compare {folder}")
     click.echo(f"  talk to it:           tunesmith chat {folder}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,12 +18,11 @@ import torch
 from tunesmith.data.plan import packing_report
 from tunesmith.data.prepare import Prepared
 from tunesmith.data.render import Renderer
-from tunesmith.data.store import Joined, digest_of
+from tunesmith.data.store import Joined
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import VERSION, Engine
-from tunesmith.engine.parity import checked_engine
 from tunesmith.engine.reference import default_cache_folder, reference_logprobs
-from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.errors import ResumeError
 from tunesmith.model.compiled import compile_layers
 from tunesmith.model.fingerprint import weights_sha
 from tunesmith.model.kernels import apply_kernels
@@ -32,13 +32,16 @@ from tunesmith.model.policy import Policy, Weights, policy_for_training, save_po
 from tunesmith.model.results import StageResult, read_result, write_result
 from tunesmith.model.shapes import weight_bytes
 from tunesmith.objectives import Objective, objective_of
+from tunesmith.pipeline.changes import RowsOf
+from tunesmith.pipeline.disk import refuse_needs, stage_need_bytes
 from tunesmith.pipeline.memory import plan_stage_memory
-from tunesmith.pipeline.memory_stages import disk_bytes
 from tunesmith.pipeline.options import RunOptions
+from tunesmith.pipeline.resumed import engine_as_before, stage_as_before
 from tunesmith.pipeline.starts import weights_sha_on_disk
 from tunesmith.recipe.models import Full, Model, Stage
-from tunesmith.runs.atomic import free_bytes, publish_folder
+from tunesmith.runs.atomic import publish_folder, remove_file
 from tunesmith.runs.folder import RunFolder
+from tunesmith.runs.stop import StopRequest
 from tunesmith.train.loop import References, train_stage
 from tunesmith.train.precision import autocast_of
 from tunesmith.train.progress import Observer
@@ -57,6 +60,7 @@ class StageJob:
     """A stage to be run: its settings, its rows, where it starts, and who watches.
 
     model, memory: what the recipe says of them; the weights may be another model's, that an earlier run left.
+    rows: what the stage's result goes by; after an accepted change that is not only what is `prepared`.
     """
 
     stage: Stage
@@ -70,6 +74,8 @@ class StageJob:
     machine: Machine
     observer: Observer
     options: RunOptions
+    rows: RowsOf
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def trees(self) -> Sequence[Tree]:
@@ -85,8 +91,9 @@ def inputs_sha(job: StageJob) -> str:
         "seed": job.seed,
         "start": weights_sha_on_disk(job.weights),
         "template": job.renderer.template.sha,
-        "rows": [digest_of(trees) for trees in (job.prepared.train, job.prepared.heldout, job.prepared.replay)],
+        "rows": list(job.rows.digests),
         "engine": VERSION,
+        **({"rows_before": list(job.rows.before)} if job.rows.before else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -99,8 +106,13 @@ def is_finished(job: StageJob, inputs: str) -> bool:
     if not job.run.stage(job.stage.name).result_path.is_file():
         return False
     result = read_result(job.run, job.stage.name)
+    if result.files is None:
+        job.observer.noted(f"stage {job.stage.name}: its result is of an earlier version, which kept no hashes of files")
+    same_length = (result.epochs, result.max_steps) == (job.stage.epochs, job.stage.max_steps)
     if result.inputs_sha == inputs:
-        return (result.epochs, result.max_steps) == (job.stage.epochs, job.stage.max_steps)
+        return same_length
+    if job.rows.before and not same_length:
+        return False  # more steps are asked for, on rows that were accepted
     raise ResumeError(
         "the finished stage was trained on other rows, weights or settings than the recipe gives now",
         where=f"stage {job.stage.name}",
@@ -115,20 +127,31 @@ def run_stage(job: StageJob) -> None:
         job.observer.noted(f"stage {job.stage.name}: finished before, with the same inputs; not run again")
         return
     job.observer.noted(f"stage {job.stage.name}: {job.stage.method}, {_described(job)}")
+    safe_point = partial(job.stop.raise_if_requested, f"stage {job.stage.name}", "it has not begun to train")
+    safe_point()
     autocast = _autocast(job)  # it may refuse, so before the model is loaded
     policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
     if policy.added.note:
         job.observer.noted(policy.added.note)
-    _check_disk(job, policy)
+    refuse_needs({job.stage.name: stage_need_bytes(job.stage, weight_bytes(policy.model), job.run)}, job.run.path)
+    safe_point()
     job.observer.noted(apply_kernels(policy.model, job.model.kernels))
     if job.model.compile:
         job.observer.noted(compile_layers(policy.model))
-    engine, report = checked_engine(policy.model, job.trees, attention=job.model.attention, autocast=autocast)
+    engine, report = engine_as_before(
+        policy.model,
+        job.trees,
+        attention=job.model.attention,
+        autocast=autocast,
+        folder=job.run.stage(job.stage.name),
+        tell=job.observer.noted,
+    )
     job.observer.noted(report.line())
     objective = objective_of(job.stage)
+    safe_point()
     plan = plan_stage_memory(
         engine,
-        job.stage,
+        stage_as_before(job.stage, job.run.stage(job.stage.name)),
         trees=job.trees,
         model=job.weights.full,
         memory=job.memory,
@@ -138,6 +161,7 @@ def run_stage(job: StageJob) -> None:
     )
     packing = packing_report(job.prepared.train, plan.forest_tokens, batch_size=job.stage.batch_size, seed=job.seed)
     job.observer.noted(packing.line())
+    safe_point()
     outcome = train_stage(
         engine=engine,
         stage=job.stage,
@@ -153,6 +177,9 @@ def run_stage(job: StageJob) -> None:
         inputs={"start": weights_sha_on_disk(job.weights), "template": job.renderer.template.sha},
         forest_tokens=plan.forest_tokens,
         gradient_checkpointing=plan.gradient_checkpointing,
+        rows_changed=bool(job.rows.before),
+        strict=job.options.strict,
+        stop=job.stop,
     )
     _save(job, policy, num_steps=outcome.result_step, inputs=inputs)
 
@@ -168,16 +195,6 @@ def _described(job: StageJob) -> str:
     trained = "all weights" if isinstance(tuning, Full) else f"LoRA r {tuning.r}, alpha {tuning.alpha:g}"
     adapter = f" with the adapter {job.weights.adapter}" if job.weights.adapter is not None else ""
     return f"{trained}, from {job.weights.full.path}{adapter}"
-
-
-def _check_disk(job: StageJob, policy: Policy) -> None:
-    need, free = disk_bytes(job.stage, weight_bytes(policy.model)), free_bytes(job.run.path)
-    if need > free:
-        raise ResourceError(
-            f"checkpoints and the result need {need:,} bytes, and {free:,} are free",
-            where=f"stage {job.stage.name}, {job.run.path}",
-            remedy="Free some disk, lower `keep_checkpoints`, or set `runs_folder` to another disk.",
-        )
 
 
 def _references(job: StageJob, engine: Engine, objective: Objective, *, forest_tokens: int) -> References | None:
@@ -205,10 +222,17 @@ def _save(job: StageJob, policy: Policy, *, num_steps: int, inputs: str) -> None
     """Publish the trained weights in one rename, then result.json."""
     folder = job.run.stage(job.stage.name)
     target = folder.model_path if policy.adapted is None else folder.adapter_path
+    remove_file(folder.result_path)  # of fewer steps: it would name files that are no longer its own
     with publish_folder(target) as temporary:
         template = job.renderer.template.source
         save_policy(policy, temporary, stop_ids=job.renderer.stop_ids, chat_template=template)
-    weights = _result_weights(job.weights, policy, target)
+    finish_stage(job, target, is_adapter=policy.adapted is not None, num_steps=num_steps, inputs=inputs)
+    job.observer.noted(f"stage {job.stage.name}: done, {policy.kind} in {target}")
+
+
+def finish_stage(job: StageJob, target: Path, *, is_adapter: bool, num_steps: int, inputs: str) -> None:
+    """Write result.json, the last file of a stage, for the weights that lie at `target`."""
+    weights = result_weights(job.weights, target, is_adapter=is_adapter)
     result = StageResult(
         stage=job.stage.name,
         method=job.stage.method,
@@ -220,11 +244,11 @@ def _save(job: StageJob, policy: Policy, *, num_steps: int, inputs: str) -> None
         max_steps=job.stage.max_steps,
     )
     write_result(job.run, result, weights_sha=weights_sha_on_disk(weights), template_sha=job.renderer.template.sha)
-    job.observer.noted(f"stage {job.stage.name}: done, {policy.kind} in {target}")
 
 
-def _result_weights(start: Weights, policy: Policy, target: Path) -> Weights:
-    if policy.adapted is not None:
+def result_weights(start: Weights, target: Path, *, is_adapter: bool) -> Weights:
+    """Where a stage's result lies that was trained from `start` and saved at `target`."""
+    if is_adapter:
         return replace(start, adapter=target)
     full = start.full.model_copy(update={"path": str(target), "revision": None, "quantization": "none"})
     return Weights(full)

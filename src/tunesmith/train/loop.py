@@ -8,36 +8,46 @@ A step is a set of examples, a pure function of (seed, step). Steps count from 1
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.retry import Budget, is_out_of_memory
-from tunesmith.errors import RecipeError, ResourceError, StoppedError
+from tunesmith.errors import NumericsError, RecipeError, ResourceError, StoppedError, TunesmithError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective
 from tunesmith.recipe.models import Lora
 from tunesmith.runs.folder import StageFolder
-from tunesmith.runs.records import Record, append_record, sync_records
-from tunesmith.train.checkpoint import State, remove_older, save_checkpoint
+from tunesmith.runs.records import Record, Records
+from tunesmith.runs.stop import GOES_ON, StopRequest, caught
+from tunesmith.train.applying import apply_gradient
+from tunesmith.train.carried import advanced, bound
+from tunesmith.train.checkpoint import State, path_of, remove_older, save_checkpoint
 from tunesmith.train.evaluate import check_reference, evaluate
-from tunesmith.train.gradient import Gradient, step_gradient
+from tunesmith.train.gradient import step_gradient
 from tunesmith.train.identity import StageRecipe, reference_mean, stage_identity
 from tunesmith.train.modes import Checkpointing, Dropout, training_mode
-from tunesmith.train.optim import Trainable, make_optimizer, optimizer_tensors, trainable_parameters, update
+from tunesmith.train.optim import Trainable, make_optimizer, optimizer_tensors, trainable_parameters
 from tunesmith.train.precision import make_scaler, refuse_endless_skips
 from tunesmith.train.progress import Observer, Silent
 from tunesmith.train.resume import load_weights_of, resume
 from tunesmith.train.retry import StageMemory
 from tunesmith.train.rows import GoingOn, go_on_with_rows
+from tunesmith.train.saving import save_or_rescue
 from tunesmith.train.schedule import lr_multiplier
 from tunesmith.train.session import Session, step_batch
-from tunesmith.train.signals import stop_requests
 from tunesmith.train.step import Array, Batch
+from tunesmith.train.watch import start_watch
+from tunesmith.version import VERSION
+
+_SLOW_DISK_BYTES = 2e8
+"""Bytes that a slow disk takes in a second."""
 
 References = tuple[Sequence[Array], Sequence[Array]]
 """Of the training trees and of the held-out trees: per tree one float32 log-prob a trained token."""
@@ -70,14 +80,18 @@ def train_stage(
     inputs: Mapping[str, str] | None = None,
     forest_tokens: int | None = None,
     gradient_checkpointing: Checkpointing | None = None,
+    stop: StopRequest | None = None,
     rows_changed: bool = False,
+    strict: bool = False,
 ) -> StageOutcome:
     """Train one stage; where the folder has checkpoints, go on from the newest.
 
     The model must hold the stage's starting weights, trained ones float32 and marked by `requires_grad`. `inputs`
     names what else the result depends on (hashes of base and template); a checkpoint of other inputs is refused.
     `forest_tokens` and `gradient_checkpointing`, where given, stand for the stage's: a plan has found what fits.
+    `stop` is the command's own; without one, signals that come while the stage trains are caught here.
     `rows_changed`: a person has accepted that the rows are not those that the stage began on.
+    `strict`: a damaged checkpoint is an error, where else an older one that is whole is taken.
     Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
     _refuse_unmeasured_best(stage, heldout)
@@ -98,6 +112,7 @@ def train_stage(
         heldout=Batch(heldout, references[1] if references else None),
         replay=replay,
         folder=folder,
+        records=Records(),
         seed=seed,
         machine=machine,
         observer=observer,
@@ -105,13 +120,26 @@ def train_stage(
         trainable=trainable,
         optimizer=_optimizer(stage, trainable),
         scaler=make_scaler(engine.dtype, machine.device),
+        stop=stop or StopRequest(),
+        watch=start_watch(folder, trainable=trainable, observer=observer, writes=machine.is_main),
     )
     fresh = _fresh_state(session, inputs or {})
     try:
         rows = go_on_with_rows(session, fresh, tell=observer.noted) if rows_changed else GoingOn(session, fresh, fresh)
         session = rows.session
-        state = resume(folder, rows.expected, trainable, session.optimizer, machine=machine, warn=observer.noted)
+        state = resume(
+            folder,
+            rows.expected,
+            trainable,
+            session.optimizer,
+            machine=machine,
+            warn=observer.noted,
+            strict=strict,
+            keeps_best=stage.keep == "best",
+        )
         state = rows.taken(state)
+        session.watch.resume(state.step)
+        session.memory.go_on(state.step, state.forest_tokens, state.tree_tokens)
         if state.scaler:
             session.scaler.load_state_dict(state.scaler)
         session.observer.started(stage.name, first_step=state.step, num_steps=session.num_steps)
@@ -146,6 +174,7 @@ def _optimizer(stage: StageRecipe, trainable: Trainable) -> torch.optim.Optimize
 
 def _fresh_state(session: Session, inputs: Mapping[str, str]) -> State:
     """The state before the first step, and what a checkpoint must agree with to go on here."""
+    begun = session.objective.start(session.trainable)
     identity = stage_identity(
         session.stage,
         seed=session.seed,
@@ -165,33 +194,41 @@ def _fresh_state(session: Session, inputs: Mapping[str, str]) -> State:
         threads=session.machine.threads,
         torch_version=torch.__version__,
         identity=identity,
+        asked_tokens=session.stage.forest_tokens,
+        checkpointing=session.stage.gradient_checkpointing,
+        attention=session.engine.backend,
+        tunesmith_version=VERSION,
+        carried=dict(begun.numbers),
+        tensors=begun.tensors,
     )
 
 
 def _train(session: Session, state: State) -> StageOutcome:
     resumed_step = state.step
     if state.step == 0:
-        _check_start(session)
-        _evaluate(session, state)
+        _check_start(bound(session, state))
+        _evaluate(bound(session, state), state)
     modes = training_mode(
         session.engine.model,
         dropout=_dropout_of(session),
         gradient_checkpointing=session.stage.gradient_checkpointing or "none",
         offload=session.stage.offload_activations,
     )
-    with modes, stop_requests() as stop:
+    session.stop.expect("save", _guessed_save_seconds(session.trainable))
+    with modes, caught(session.stop):
         while state.step < session.num_steps:
-            state = _step(session, replace(state, step=state.step + 1))
-            state, is_best = _evaluate_if_due(session, state)
-            number = session.machine.largest(stop.number)
-            if number or is_best or _is_due(session, state.step, session.stage.save_every):
+            state = _step(bound(session, state), replace(state, step=state.step + 1))
+            state, is_best = _evaluate_if_due(bound(session, state), state)
+            number = session.machine.largest(_stop_number(session, state))
+            due = _is_due(session, state.step, session.stage.save_every)
+            if number or is_best or due or session.records.behind:
                 _save(session, state)
             if number:
                 raise StoppedError(
-                    f"stopped after step {state.step} of {session.num_steps}; it is saved.",
+                    f"stopped by {session.stop.reason} after step {state.step} of {session.num_steps}; it is saved.",
                     signal_number=number,
                     where=f"stage {session.stage.name}",
-                    remedy="The same command goes on from there.",
+                    remedy=GOES_ON,
                 )
     result_step = state.step
     if session.stage.keep == "best" and state.best_step not in (None, state.step):
@@ -212,8 +249,13 @@ def _step(session: Session, state: State) -> State:
         warmup_fraction=session.stage.warmup_fraction,
         kind=session.stage.schedule,
     )
-    found = step_gradient(session, batch, step)
-    state, scaling = _update(session, state, found, learning_rate)
+    try:
+        found = step_gradient(session, batch, step, num_nonfinite=state.num_nonfinite)
+    except (NumericsError, ResourceError):
+        _save_if_new(session, replace(state, step=step - 1))
+        raise
+    state, scaling = apply_gradient(session, state, found, learning_rate)
+    state = advanced(session, state, found)
     result = found.result
     seconds = time.monotonic() - start
     record: Record = {
@@ -237,37 +279,15 @@ def _step(session: Session, state: State) -> State:
         "memory_bytes": session.machine.memory_bytes(),
     }
     if session.machine.is_main:
-        append_record(session.folder.metrics_path, record)
-        append_record(session.folder.timings_path, timing)
+        session.records.append(session.folder.metrics_path, record)
+        session.records.append(session.folder.timings_path, timing)
+    session.stop.took("step", seconds)
     session.observer.stepped(record, timing)
+    session.watch.stepped(record, [tree.id for tree in batch.trees], is_last=step == session.num_steps)
     refuse_endless_skips(
         state.skips_in_row, session.scaler.get_scale(), where=f"stage {session.stage.name}, step {step}"
     )
     return state
-
-
-def _update(session: Session, state: State, found: Gradient, learning_rate: float) -> tuple[State, Record]:
-    """Update the weights, or skip the step where its gradients overflowed; what the record says of the loss scale."""
-    scale = session.scaler.get_scale()
-    if not found.overflowed:
-        update(
-            session.optimizer,
-            session.trainable,
-            learning_rate=learning_rate,
-            norm=found.norm,
-            max_norm=session.stage.max_grad_norm,
-        )
-    session.scaler.update()
-    if not session.scaler.is_enabled():
-        return state, {}
-    if not found.overflowed:
-        return replace(state, skips_in_row=0), {"loss_scale": scale, "skipped": False}
-    session.observer.noted(
-        f"step {state.step}: gradients overflowed at a loss scale of {scale:g}, so no update was made; "
-        f"the scale is {session.scaler.get_scale():g} now"
-    )
-    skipped = replace(state, num_skipped=state.num_skipped + 1, skips_in_row=state.skips_in_row + 1)
-    return skipped, {"loss_scale": scale, "skipped": True}
 
 
 def _check_start(session: Session) -> None:
@@ -304,11 +324,14 @@ def _evaluate(session: Session, state: State) -> float | None:
             machine=session.machine,
         )
 
+    start = time.monotonic()
     figures = session.memory.run(work, session.heldout.trees, step=state.step, phase="eval")
+    session.stop.took("evaluation", time.monotonic() - start)
     record: Record = {"step": state.step, **figures}
     if session.machine.is_main:
-        append_record(session.folder.eval_path, record)
+        session.records.append(session.folder.eval_path, record)
     session.observer.evaluated(record)
+    session.watch.evaluated(record)
     loss = figures["loss"]
     assert isinstance(loss, float)
     return loss
@@ -319,28 +342,53 @@ def _evaluate_if_due(session: Session, state: State) -> tuple[State, bool]:
     if not _is_due(session, state.step, session.stage.eval_every):
         return state, False
     loss = _evaluate(session, state)
-    if loss is None or (state.best_loss is not None and not loss < state.best_loss):
+    if loss is None or not loss < (math.inf if state.best_loss is None else state.best_loss):
         return state, False
     return replace(state, best_step=state.step, best_loss=loss), True
+
+
+def _stop_number(session: Session, state: State) -> int:
+    """Signal to exit by after this step's save; 0 to go on. A time limit leaves room for the next step and its save."""
+    evaluation = ("evaluation",) if _is_due(session, state.step + 1, session.stage.eval_every) else ()
+    return session.stop.number if session.stop.is_due("step", "save", *evaluation) else 0
+
+
+def _guessed_save_seconds(trainable: Trainable) -> float:
+    """Until a save was measured: weights and two moments, at what a slow disk takes."""
+    num_bytes = sum(3 * parameter.numel() * parameter.element_size() for parameter in trainable.values())
+    return 0.5 + num_bytes / _SLOW_DISK_BYTES
 
 
 def _is_due(session: Session, step: int, every: int) -> bool:
     return step == session.num_steps or (every > 0 and step % every == 0)
 
 
+def _save_if_new(session: Session, state: State) -> None:
+    """Before an error that no step can follow: nothing of what was trained is lost, and the error is told first."""
+    if state.step == 0 or path_of(session.folder.checkpoints, state.step).exists():
+        return
+    try:
+        _save(session, state)
+    except TunesmithError as problem:
+        session.observer.noted(f"step {state.step} could not be saved: {problem}")
+
+
 def _save(session: Session, state: State) -> None:
+    start = time.monotonic()
     if session.machine.is_main:
-        for path in (session.folder.metrics_path, session.folder.eval_path):
-            sync_records(path)
-        save_checkpoint(
-            session.folder.checkpoints,
+        budget = session.memory.budget(state.step, "eval")
+        state = replace(state, forest_tokens=budget.forest_tokens, tree_tokens=budget.tree_tokens)
+        write = partial(
+            save_checkpoint,
             state=replace(state, scaler=session.scaler.state_dict()),
             weights=session.trainable,
             optimizer=optimizer_tensors(session.optimizer, session.trainable),
         )
+        save_or_rescue(session.folder, write, records=session.records, step=state.step, tell=session.observer.noted)
         keep = session.stage.keep_checkpoints
         remove_older(session.folder.checkpoints, newest=state.step, keep=keep, best=state.best_step)
     session.machine.barrier()
+    session.stop.took("save", time.monotonic() - start)
 
 
 def _dropout_of(session: Session) -> Dropout:

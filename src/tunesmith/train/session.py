@@ -18,11 +18,14 @@ from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective
 from tunesmith.recipe.models import SftStage
 from tunesmith.runs.folder import StageFolder
+from tunesmith.runs.records import Records
+from tunesmith.runs.stop import StopRequest
 from tunesmith.train.identity import StageRecipe
 from tunesmith.train.optim import Trainable
 from tunesmith.train.progress import Observer
 from tunesmith.train.retry import StageMemory
 from tunesmith.train.step import Batch
+from tunesmith.train.watch import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Session:
     heldout: Batch
     replay: Sequence[Tree]
     folder: StageFolder
+    records: Records
     seed: int
     machine: Machine
     observer: Observer
@@ -51,6 +55,8 @@ class Session:
     trainable: Trainable
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
+    stop: StopRequest
+    watch: Watch
     rows_start: RowsStart = RowsStart()
 
     @property

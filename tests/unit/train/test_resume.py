@@ -22,6 +22,7 @@ from tunesmith.errors import ResumeError, StoppedError
 from tunesmith.recipe.models import DpoStage, Full, Lora, Replay, SftStage, Source
 from tunesmith.runs.atomic import sha256_file
 from tunesmith.runs.records import Value, read_records
+from tunesmith.runs.stop import REPEAT_SECONDS
 from tunesmith.train.checkpoint import MANIFEST, OPTIMIZER, STATE, WEIGHTS, list_steps
 from tunesmith.train.loop import StageOutcome
 from tunesmith.train.progress import Silent
@@ -140,7 +141,7 @@ def test_signal_finishes_the_step_saves_and_goes_on(tmp_path: Path, number: sign
     whole, _ = unbroken("sft, lora, dropout")
     trial = replace(whole, folder=tmp_path)
     before = signal.getsignal(number)
-    with pytest.raises(StoppedError, match="stopped by .* after step 3 of 9; it is saved") as caught:
+    with pytest.raises(StoppedError, match=r"stopped by \w+ after step 3 of 9; it is saved") as caught:
         trial.run(Kill(3, number))
     assert caught.value.signal_number == code
     assert signal.getsignal(number) is before
