@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from tunesmith.errors import RecipeError
@@ -64,11 +65,24 @@ def _check_base(adapter: Path, recipe: Recipe) -> None:
 
 def folder_sha(folder: Path) -> str:
     """sha256 over the names and bytes of a folder's weights and configuration."""
+    lines = [f"{name}:{sha}\n" for name, sha in file_shas(folder).items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_shas(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a folder's weights and configuration, by name, in the alphabet's order."""
     files = sorted({path for pattern in HASHED for path in folder.glob(pattern)})
-    digest = hashlib.sha256()
+    found = {}
     for path in files:
-        digest.update(f"{path.name}:{sha256_file(path)}\n".encode())
-    return digest.hexdigest()
+        status = path.stat()
+        found[path.name] = _sha_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _sha_of(path: Path, inode: int, size: int, mtime_ns: int) -> str:
+    """A file's hash, taken once while the file stays as it is: a run asks for its base's several times a stage."""
+    return sha256_file(path)
 
 
 def weights_sha_on_disk(weights: Weights) -> str:

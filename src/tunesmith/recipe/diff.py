@@ -22,15 +22,19 @@ Everything else would make one run out of two, and is not safe.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from tunesmith.recipe.explain import write_value
 from tunesmith.recipe.fields import leaves
 from tunesmith.recipe.models import Recipe, Stage
 from tunesmith.recipe.yaml12 import KeyPath, Value, format_path
 
 Kind = Literal["place", "cadence", "comparison", "rounding", "more steps", "unsafe"]
 MISSING = "(absent)"  # stands for a field that one of the two recipes does not have
+
+_STAGE_PATH = re.compile(r"stages\[([0-9]+)\]")
 
 _TOP: dict[str, Kind] = {
     "runs_folder": "place",
@@ -50,6 +54,15 @@ _STAGE: dict[str, Kind] = {
     "gradient_checkpointing": "rounding",
     "offload_activations": "rounding",
 }
+WHY: dict[Kind, str] = {
+    "place": "it says where files lie, not what is in them",
+    "cadence": "it says when something is saved, measured or stopped, not what is trained",
+    "comparison": "it is read when the stages are finished",
+    "rounding": "it changes sums in their last bits only, so the run is equal to an unbroken one to rounding",
+    "more steps": "the learning rate is constant, so the steps that were taken stay as they are",
+    "unsafe": "the steps that were taken would have been others with it",
+}
+"""Why a change of each kind may be made in mid-run, or may not."""
 _MODEL: dict[str, Kind] = {"attention": "rounding", "kernels": "rounding", "compile": "rounding"}
 
 
@@ -67,8 +80,23 @@ class Change:
         """Whether a run may go on with it."""
         return self.kind != "unsafe"
 
+    @property
+    def why(self) -> str:
+        """Why a run may go on with it, or may not, in one line."""
+        return WHY[self.kind]
+
+    @property
+    def stage_number(self) -> int | None:
+        """Place of the stage that it is in; None for a change above the stages."""
+        found = _STAGE_PATH.match(self.path)
+        return int(found.group(1)) if found else None
+
     def __str__(self) -> str:
-        return f"{self.path}: {self.old} -> {self.new}"
+        return f"{self.path}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+def _shown(value: Value) -> str:
+    return MISSING if value == MISSING else write_value(value)
 
 
 def diff_recipes(old: Recipe, new: Recipe) -> list[Change]:

@@ -48,6 +48,11 @@ class StageFolder:
         return self.path / "eval.jsonl"
 
     @property
+    def warnings_path(self) -> Path:
+        """One record for whatever looked wrong while the stage trained."""
+        return self.path / "warnings.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of `step-N` folders."""
         return self.path / "checkpoints"
@@ -185,9 +190,14 @@ def _new_manifest() -> dict[str, object]:
         "tunesmith": VERSION,
         "python": platform.python_version(),
         "platform": f"{sys.platform}-{platform.machine()}",
-        "packages": {name: version for name in PACKAGES if (version := _package_version(name)) is not None},
+        "packages": package_versions(),
         "git": _git_commit(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that a result depends on."""
+    return {name: version for name in PACKAGES if (version := _package_version(name)) is not None}
 
 
 def _package_version(name: str) -> str | None:
