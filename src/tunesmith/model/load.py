@@ -1,8 +1,9 @@
 """Loading base models and tokenizers: a folder, a Hugging Face id, or the embedded model.
 
 In: what the recipe says of the model. Out: a transformers model and tokenizer, in eval mode, on the device.
-safetensors only; nothing is unpickled, no code of a model's repository is run, and a weight that the file lacks
-is an error, never a fresh random one. Must not know: adapters, data, stages.
+safetensors only; nothing is unpickled, no code of a model's repository is run that the command line did not allow
+(`trust.py`), and a weight that the file lacks is an error, never a fresh random one. Must not know: adapters, data,
+stages.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.model.added_tokens import AddedTokens, add_tokens, make_room
+from tunesmith.model.download import download
+from tunesmith.model.memory import give_back_large_blocks
 from tunesmith.model.quantized import loading_settings, prepare_layers
+from tunesmith.model.trust import check_folder, refuse_pickles, refused_code, runs_code
 from tunesmith.recipe.models import Model
 from tunesmith.recipe.resources import embedded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt", "vocab.txt"]
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @contextmanager
@@ -56,36 +65,45 @@ def model_folder(model: Model) -> Path:
             where=model.path,
             remedy="Give a folder with config.json and *.safetensors, or a Hugging Face id such as Qwen/Qwen2.5-0.5B.",
         )
-    return _download(model)
+    return download(model)
 
 
-def _download(model: Model) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=_HUB_FILES))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as problem:
-        raise ModelError(
-            f"the model cannot be downloaded: {str(problem).splitlines()[0]}",
-            where=model.path,
-            remedy="Check the id, the network, and for gated models `hf auth login`; or give a local folder.",
-        ) from problem
-
-
-def _check_folder(folder: Path) -> None:
+def _check_weights(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError("the folder has no config.json", where=str(folder), remedy="Give a Hugging Face model folder.")
     if any(folder.glob("*.safetensors")):
         return
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickles:
-        raise ModelError(
-            f"the weights are pickle files ({', '.join(pickles[:3])}), which can run code when they are read",
-            where=str(folder),
-            remedy="Convert them to safetensors first, in a sandbox if you do not trust them.",
-        )
-    raise ModelError("the folder has no weights (*.safetensors)", where=str(folder), remedy="Copy the weights there.")
+    refuse_pickles(folder)
+    raise ModelError(
+        "the folder has no weights (*.safetensors)",
+        where=str(folder),
+        remedy="Copy the weights there. Of a hub model only safetensors are fetched; one that has only pickles "
+        "(pytorch_model.bin) has to be converted first.",
+    )
+
+
+@contextmanager
+def _loading(what: str, folder: Path, *, remedy: str) -> Iterator[None]:
+    """Turn whatever a library makes of a folder into a ModelError: its files may be anything."""
+    try:
+        with quiet_transformers():
+            yield
+    except (TunesmithError, MemoryError):
+        raise
+    except Exception as problem:
+        reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        remedy = refused_code(folder) or remedy
+        raise ModelError(f"the {what} cannot be loaded: {reason}", where=str(folder), remedy=remedy) from problem
+
+
+def load_config(model: Model) -> tuple[PreTrainedConfig, bool]:
+    """The configuration of a model, and whether code of its own is to be run. Raises ModelError."""
+    folder = model_folder(model)
+    check_folder(folder)
+    with_code = runs_code(model, folder)
+    with _loading("model's configuration", folder, remedy="Check config.json."):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=with_code)
+    return config, with_code
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
@@ -99,15 +117,10 @@ def load_extended_tokenizer(model: Model) -> tuple[PreTrainedTokenizerBase, Adde
     Raises ModelError where there is none or it has no end-of-text token.
     """
     folder = model_folder(model)
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as problem:
-        raise ModelError(
-            f"the tokenizer cannot be loaded: {str(problem).splitlines()[0]}",
-            where=str(folder),
-            remedy="The folder needs tokenizer.json (and tokenizer_config.json), or the older files of its kind.",
-        ) from problem
+    check_folder(folder)
+    remedy = "The folder needs tokenizer.json (and tokenizer_config.json), or the older files of its kind."
+    with _loading("tokenizer", folder, remedy=remedy):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=runs_code(model, folder))
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -144,24 +157,18 @@ def load_model(model: Model, *, device: torch.device, dtype: torch.dtype) -> Pre
     Raises ModelError for absent, pickled, missing or left-over weights.
     """
     folder = model_folder(model)
-    _check_folder(folder)
-    settings: dict[str, object] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    _check_weights(folder)
+    config, with_code = load_config(model)
+    settings: dict[str, object] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": with_code}
     if model.quantization != "none":
+        give_back_large_blocks(device)  # else what the unquantized weights took stays, in gaps
         settings["quantization_config"] = loading_settings(model.quantization, dtype)
         settings["device_map"] = {"": device}
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            pair: tuple[PreTrainedModel, dict[str, list[str]]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
-                folder, config=config, output_loading_info=True, **settings
-            )
-            loaded, info = pair
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as problem:
-        raise ModelError(
-            f"the model cannot be loaded: {str(problem).splitlines()[0]}",
-            where=str(folder),
-            remedy="Check config.json and the weights; models that bring their own code are not run.",
-        ) from problem
+    with _loading("model", folder, remedy="Check config.json and the weights."):
+        pair: tuple[PreTrainedModel, dict[str, list[str]]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
+            folder, config=config, output_loading_info=True, **settings
+        )
+        loaded, info = pair
     for what, names in (("lacks", info["missing_keys"]), ("does not fit", info["mismatched_keys"])):
         if names:
             shown = ", ".join(sorted(str(name) for name in names)[:3])

@@ -76,8 +76,8 @@ def give_back_large_blocks(device: torch.device) -> None:
     """Have freed blocks of a mebibyte and more go back to the system at once, where the C library is glibc.
 
     Else they stay, in gaps that the next tensor may not fit, and a process comes to hold more than is alive; how much
-    more depends on the order of sizes (once 1.6 times, in a trial while this was written; no benchmark keeps it). It
-    costs the pages' making anew, so it is for runs whose memory is limited.
+    more depends on the order of sizes. It costs the pages' making anew, so it is for runs whose memory is limited, and
+    for quantized bases: those are read whole before they are made small (docs/log.md says what that left behind).
     """
     if device.type == "cuda" or platform.libc_ver()[0] != "glibc":
         return

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.support.folders import make_model_folder
 from tests.support.trees import random_trees
@@ -198,3 +198,18 @@ def test_the_unquantized_file_is_not_kept_in_memory(tmp_path: Path, kind: Quanti
     model = load_model(weights.full, device=CPU, dtype=torch.float32)
     assert is_quantized(model)
     assert [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line] == []
+
+
+@both
+def test_what_the_unquantized_weights_took_is_given_back(
+    tmp_path: Path, kind: Quantization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # From before the first weight is read: what is freed later leaves gaps (-35 % in the memory table without it).
+    calls: list[str] = []
+    read = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr("tunesmith.model.load.give_back_large_blocks", lambda device: calls.append(device.type))
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *a, **k: (calls.append("read"), read(*a, **k))[1]
+    )
+    load_model(_weights(tmp_path, kind).full, device=CPU, dtype=torch.float32)
+    assert calls == ["cpu", "read"]
