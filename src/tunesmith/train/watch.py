@@ -30,13 +30,14 @@ RECENT_STEPS = 20
 FEWEST_STEPS = 5
 """Steps before there is a usual."""
 LOSS_FACTOR = 10.0
-"""A loss this many times the usual is a spike; or one this many deviations (the robust kind) above it."""
+"""A loss this many times the usual is a spike; or one this many deviations (the robust kind) above it, and above the
+highest of the recent ones by RISE_FACTOR (two kinds of rows in turn have a deviation of almost 0)."""
 LOSS_NATS = 1.0
 """But never one that is less than this above the usual: where losses are small, a hard row is ten times the rest."""
 NORM_FACTOR = 20.0
 """Gradient norms of small batches differ by a few times from step to step."""
 RISE_FACTOR = 1.5
-"""The usual loss has risen this much, and by LOSS_NATS, above its lowest: it does not come back from a spike."""
+"""The usual loss has risen this much, and by LOSS_NATS, above its lowest: what does not come back is no spike."""
 ZERO_STEPS = 3
 """Updates in a row without any gradient; one or two can be rows that a method has nothing to learn from."""
 MOVED_AFTER = 10
@@ -83,7 +84,8 @@ def loss_spike(recent: Sequence[Figures]) -> Sign | None:
     usual = statistics.median(before)
     deviation = _DEVIATION_OF_MAD * statistics.median([abs(loss - usual) for loss in before])
     above = last.loss - usual
-    if above <= LOSS_NATS or (last.loss <= LOSS_FACTOR * usual and above <= LOSS_FACTOR * deviation):
+    is_outside = above > LOSS_FACTOR * deviation and last.loss > RISE_FACTOR * max(before)
+    if above <= LOSS_NATS or not (last.loss > LOSS_FACTOR * usual or is_outside):
         return None
     text = f"the loss is {last.loss:.4g}, and was usually {usual:.4g} in the {len(before)} steps before"
     causes = (
