@@ -30,7 +30,7 @@ def advanced(session: Session, state: State, found: Gradient) -> State:
 
     Raises NumericsError where a number that is carried is not finite.
     """
-    if session.objective.carrying is None or found.overflowed:
+    if session.objective.carrying is None or found.overflowed or found.left_out:
         return state
     before = Carried(state.carried, state.tensors)
     with torch.no_grad():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +13,11 @@ import torch
 from safetensors import SafetensorError
 
 from tunesmith.errors import ResourceError, ResumeError
+from tunesmith.runs.inventory import digest
 from tunesmith.train import checkpoint
 from tunesmith.train.checkpoint import (
     MANIFEST,
+    OBJECTIVE,
     OPTIMIZER,
     STATE,
     WEIGHTS,
@@ -23,6 +27,7 @@ from tunesmith.train.checkpoint import (
     list_steps,
     load_checkpoint,
     load_newest,
+    peek_state,
     remove_older,
     save_checkpoint,
 )
@@ -81,6 +86,22 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
 
 
+def test_what_a_method_carries_comes_back(tmp_path: Path) -> None:
+    moving = {"moving": torch.tensor([0.25, -1.0])}
+    state = replace(FRESH, step=7, carried={"mean": 0.1}, tensors=moving)
+    save_checkpoint(tmp_path, state=state, weights={"a": torch.ones(2)}, optimizer={"s": torch.ones(1)})
+    loaded = load_checkpoint(tmp_path / "step-7")
+    assert loaded.state.carried == {"mean": 0.1}
+    assert loaded.state.tensors["moving"].equal(moving["moving"])
+    assert (tmp_path / "step-7" / OBJECTIVE).is_file()
+    (tmp_path / "step-7" / OBJECTIVE).unlink()
+    assert find_problem(tmp_path / "step-7") == f"{OBJECTIVE} is missing"
+
+
+def test_updates_are_the_steps_without_the_skipped_ones() -> None:
+    assert replace(FRESH, step=7, num_skipped=2).num_updates == 5
+
+
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert load_newest(tmp_path, warn=pytest.fail) is None
 
@@ -117,12 +138,150 @@ def test_every_bit_of_the_manifest_counts(tmp_path: Path) -> None:
     path = save(tmp_path, 1) / MANIFEST
     data = path.read_bytes()
     for place in range(len(data)):
-        for bit in range(8):
-            changed = bytearray(data)
-            changed[place] ^= 1 << bit
-            path.write_bytes(changed)
-            if not find_problem(tmp_path / "step-1"):
-                assert json.loads(changed) == json.loads(data)
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        problem = find_problem(tmp_path / "step-1")
+        assert problem.startswith(MANIFEST) or (not problem and json.loads(changed) == json.loads(data))
+
+
+def foreign_manifest(path: Path) -> None:
+    (path / MANIFEST).write_text(json.dumps({"kind": "other", "layout": 1, "files": {}}))
+
+
+def older_layout(path: Path) -> None:
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps(manifest | {"layout": 0}))
+
+
+def extra_file(path: Path) -> None:
+    (path / "adapter_model.bin").write_bytes(b"x")
+
+
+def link_to_a_file(path: Path) -> None:
+    (path / WEIGHTS).rename(path.parent / "elsewhere")
+    (path / WEIGHTS).symlink_to(path.parent / "elsewhere")
+
+
+def link_to_a_folder(path: Path) -> None:
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def dangling_link(path: Path) -> None:
+    shutil.rmtree(path)
+    path.symlink_to(path.parent / "nothing")
+
+
+def folder_in_place_of_a_file(path: Path) -> None:
+    (path / WEIGHTS).unlink()
+    (path / WEIGHTS).mkdir()
+
+
+def another_step(path: Path) -> None:
+    shutil.rmtree(path)
+    shutil.copytree(path.parent / "step-9", path)
+
+
+def signed_again(path: Path, name: str, content: bytes) -> None:
+    """A file of another's making, with a manifest that agrees with it."""
+    (path / name).write_bytes(content)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / MANIFEST).write_text(json.dumps(manifest | {"files_sha256": digest(manifest["files"])}))
+
+
+def state_with(path: Path, **changes: object) -> None:
+    state = json.loads((path / STATE).read_text()) | changes
+    signed_again(path, STATE, json.dumps(state).encode())
+
+
+STRANGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "foreign": (foreign_manifest, "is not one of a checkpoint of Tunesmith"),
+    "older layout": (older_layout, "is of layout 0, and this version of Tunesmith"),
+    "extra file": (extra_file, "adapter_model.bin was added"),
+    "file is a link": (link_to_a_file, f"{WEIGHTS} is a symbolic link"),
+    "folder is a link": (link_to_a_folder, "is a symbolic link"),
+    "dangling link": (dangling_link, "manifest.json is missing"),
+    "folder for a file": (folder_in_place_of_a_file, f"{WEIGHTS} is missing"),
+    "another step's": (another_step, f"{STATE} is of step 9"),
+    "unknown state": (lambda path: state_with(path, momentum=1), "momentum, which this version"),
+    "wrong type": (lambda path: state_with(path, step="10"), "holds '10' as step"),
+    "deep": (lambda path: signed_again(path, STATE, b"[" * 200_000), "is nested too deep"),
+    "no tensors": (lambda path: signed_again(path, WEIGHTS, b"not safetensors"), f"{WEIGHTS} holds no tensors"),
+    "huge header": (lambda path: signed_again(path, OPTIMIZER, b"\xff" * 64), f"{OPTIMIZER} holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_checkpoints_are_named_and_passed_over(tmp_path: Path, kind: str) -> None:
+    for step in (9, 10):
+        save(tmp_path, step)
+    make, said = STRANGE[kind]
+    make(tmp_path / "step-10")
+    warnings: list[str] = []
+    loaded = load_newest(tmp_path, warn=warnings.append)
+    assert loaded is not None
+    assert loaded.state.step == 9
+    assert len(warnings) == 1
+    assert said in warnings[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_strict_does_not_walk_back(tmp_path: Path, name: str, damage: str) -> None:
+    for step in (9, 10):
+        save(tmp_path, step)
+    DAMAGES[damage](tmp_path / "step-10" / name)
+    with pytest.raises(ResumeError, match=name.replace(".", r"\.")) as caught:
+        load_newest(tmp_path, warn=pytest.fail, strict=True)
+    assert caught.value.exit_code == 3
+    assert caught.value.where.endswith("step-10")
+    assert list_steps(tmp_path) == [9, 10]
+
+
+def test_what_desktops_and_file_systems_put_beside_it_is_no_damage(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    for name in (".DS_Store", ".nfs0000000001", "Thumbs.db"):
+        (path / name).write_bytes(b"x")
+    assert find_problem(path) == ""
+
+
+@pytest.mark.parametrize("seconds", [-86400.0, 0.0, 365 * 86400.0])
+def test_steps_decide_which_is_newest_and_no_clock(tmp_path: Path, seconds: float) -> None:
+    """F19: the clock was set back by a day, or forward by a year, between two saves."""
+    for step in (9, 10):
+        save(tmp_path, step)
+    stamp = (tmp_path / "step-9").stat().st_mtime + seconds
+    for path in ((tmp_path / "step-10").iterdir(), [tmp_path / "step-10"]):
+        for each in path:
+            os.utime(each, (stamp, stamp))
+    loaded = load_newest(tmp_path, warn=pytest.fail)
+    assert loaded is not None
+    assert loaded.state.step == 10
+    remove_older(tmp_path, newest=10, keep=1, best=None)
+    assert list_steps(tmp_path) == [10]
+
+
+def test_names_that_are_no_steps_are_left_alone(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    for name in ("step-", "step-007", "step-\u00b2", "step-4.old", "step--1"):
+        (tmp_path / name).mkdir()
+    assert list_steps(tmp_path) == [3]
+
+
+def test_a_peek_reads_the_state_of_the_newest_and_no_tensor(tmp_path: Path) -> None:
+    assert peek_state(tmp_path) is None
+    for step in (9, 10):
+        save(tmp_path, step)
+    flip(tmp_path / "step-10" / WEIGHTS)
+    state = peek_state(tmp_path)
+    assert state is not None
+    assert state.step == 10
+    flip(tmp_path / "step-10" / STATE)
+    state = peek_state(tmp_path)
+    assert state is not None
+    assert state.step == 9
 
 
 def test_empty_newest_folder_does_not_win(tmp_path: Path) -> None:
