@@ -27,6 +27,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model.added_tokens import AddedTokens, fold_rows, indices_for_peft
 from tunesmith.model.lora import FusedLinear, fused_quantized
 from tunesmith.model.quantized import is_quantized
+from tunesmith.model.trust import check_folder, refuse_pickles
 from tunesmith.recipe.models import Lora
 
 WEIGHTS = "adapter_model.safetensors"
@@ -87,11 +88,29 @@ def _weights_of(adapted: PeftModel) -> dict[str, Tensor]:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     if not (folder / WEIGHTS).is_file():
+        if folder.is_dir():
+            refuse_pickles(folder)
         raise ModelError(f"the adapter has no {WEIGHTS}", where=str(folder), remedy="Only safetensors adapters load.")
     try:
         return load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as problem:
         raise ModelError(f"the adapter cannot be read: {problem}", where=str(folder / WEIGHTS)) from problem
+
+
+def _read_config(folder: Path) -> PeftConfig:
+    """The adapter's settings, after its folder was found harmless. Raises ModelError."""
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"the folder has no {CONFIG}", where=str(folder), remedy="Give the folder of a peft adapter.")
+    check_folder(folder)
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    except MemoryError:
+        raise
+    except Exception as problem:  # whatever peft makes of a file that may hold anything
+        reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        remedy = "Save the adapter anew with peft, or get its folder again."
+        raise ModelError(f"cannot be read: {reason}", where=str(folder / CONFIG), remedy=remedy) from problem
+    return config
 
 
 def fill_adapter(adapted: PeftModel, folder: Path) -> None:
@@ -120,7 +139,7 @@ def continue_adapter(
     model: PreTrainedModel, lora: Lora, folder: Path, *, seed: int, added: AddedTokens = NONE_ADDED
 ) -> PeftModel:
     """The adapter in `folder`, to be trained on. Raises ModelError where its settings are not the recipe's."""
-    saved = PeftConfig.from_pretrained(str(folder)).to_dict()
+    saved = _read_config(folder).to_dict()
     alpha = saved.get("lora_alpha")
     if alpha != lora.alpha:
         raise ModelError(
@@ -147,11 +166,14 @@ def _listed(indices: object) -> str:
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The adapter in `folder` on `model`, frozen, for generation and merging."""
-    if not (folder / CONFIG).is_file():
-        raise ModelError(f"the folder has no {CONFIG}", where=str(folder), remedy="Give the folder of a peft adapter.")
-    config = PeftConfig.from_pretrained(str(folder))
+    config = _read_config(folder)
     config.inference_mode = True
-    adapted = _wrapped(model, config)
+    try:
+        adapted = _wrapped(model, config)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as problem:
+        reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        remedy = "It was made for another model, or is no LoRA adapter."
+        raise ModelError(f"the adapter does not fit: {reason[:200]}", where=str(folder), remedy=remedy) from problem
     fill_adapter(adapted, folder)
     fold_rows(adapted)
     for parameter in adapted.parameters():

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.model.adapters import add_adapter, inner_model
 from tunesmith.model.added_tokens import make_room
-from tunesmith.model.load import load_extended_tokenizer, model_folder, quiet_transformers
+from tunesmith.model.load import load_config, load_extended_tokenizer, model_folder, quiet_transformers
 from tunesmith.recipe.models import Full, Lora, Model
 
 NF4_BLOCK = 64
@@ -84,10 +84,10 @@ def shapes_for_training(model: Model, tuning: Lora | Full, *, dtype: torch.dtype
 
 def _from_config(model: Model, dtype: torch.dtype) -> PreTrainedModel:
     folder = model_folder(model)
+    config, with_code = load_config(model)
     try:
         with quiet_transformers(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            built = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            built = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=with_code)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as problem:
         raise ModelError(
             f"the model cannot be built from its configuration: {str(problem).splitlines()[0]}",
