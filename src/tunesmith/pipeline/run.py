@@ -11,15 +11,15 @@ from pathlib import Path
 from tunesmith.data.ledger import write_ledgers
 from tunesmith.errors import RecipeError
 from tunesmith.model.machine import Machine
-from tunesmith.pipeline.changes import account_of, check_inputs, recipe_changes, record, refuse_gone_sources
+from tunesmith.pipeline.changes import Going, account_of, check_inputs, recipe_changes, record, refuse_gone_sources
 from tunesmith.pipeline.check import CheckReport, data_lines, template_lines
 from tunesmith.pipeline.disk import refuse_small_disk
 from tunesmith.pipeline.logged import Logged
 from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.pins import pin_entry, pinned
-from tunesmith.pipeline.prepare import prepare_run
-from tunesmith.pipeline.reuse import reuse_stage, reused_lines
+from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.resumed import settle_threads
+from tunesmith.pipeline.reuse import reuse_stage, reused_lines
 from tunesmith.pipeline.stage import StageJob, run_stage
 from tunesmith.pipeline.starts import start_weights
 from tunesmith.recipe.explain import dump_resolved
@@ -75,15 +75,9 @@ def _run(loaded: LoadedRecipe, watcher: Logged, allowed: RunOptions, stop: StopR
     run = create_or_open(recipe.runs_folder, recipe.name)
     with watcher.writing(run.path):
         account = account_of(loaded, prepared) | pin_entry(asked, loaded, run.read_manifest())
-        safe = recipe_changes(loaded)
-        going = check_inputs(run, recipe, prepared, account, accept_rows=allowed.accept_data_change, safe=safe)
-        record(run, account, going)  # before the ledger: what was accepted stays so, whatever comes
-        _write_recipe(run, loaded)
-        write_ledgers(run.ledger_path, prepared.ledgers())
-        for text in going.lines:
+        going = _begin(run, loaded, prepared, account, accept_rows=allowed.accept_data_change)
+        for text in (*going.lines, *(f"{line.subject}: {line.text}" for line in checked.lines)):
             watcher.noted(text)
-        for line in checked.lines:
-            watcher.noted(f"{line.subject}: {line.text}")
         for index, stage in enumerate(recipe.stages):
             settle_threads(run, stage.name, asked=recipe.threads, tell=watcher.noted)
             job = StageJob(
@@ -101,11 +95,23 @@ def _run(loaded: LoadedRecipe, watcher: Logged, allowed: RunOptions, stop: StopR
                 rows=going.rows[stage.name],
                 stop=stop,
             )
-            if allowed.reuse and reuse_stage(job):
-                _write_recipe(run, loaded)
-                continue
-            run_stage(job)
+            copied = reuse_stage(job)
+            _write_recipe(run, loaded)  # it says what was copied
+            if not copied:
+                run_stage(job)
     return run.path
+
+
+def _begin(
+    run: RunFolder, loaded: LoadedRecipe, prepared: PreparedRun, account: dict[str, object], *, accept_rows: bool
+) -> Going:
+    """Refuse what may not go on, and write what the run is made from; what was found on the way."""
+    safe = recipe_changes(loaded)
+    going = check_inputs(run, loaded.recipe, prepared, account, accept_rows=accept_rows, safe=safe)
+    record(run, account, going)  # before the ledger: what was accepted stays so, whatever comes
+    _write_recipe(run, loaded)
+    write_ledgers(run.ledger_path, prepared.ledgers())
+    return going
 
 
 def _revisions(recipe: Recipe) -> dict[str, dict[str, str]]:
@@ -116,4 +122,6 @@ def _revisions(recipe: Recipe) -> dict[str, dict[str, str]]:
 
 def _write_recipe(run: RunFolder, loaded: LoadedRecipe) -> None:
     """The resolved recipe, and of each stage that was copied from where."""
-    write_text(run.recipe_path, dump_resolved(loaded) + "".join(reused_lines(run)))
+    text = dump_resolved(loaded) + "".join(reused_lines(run))
+    if not run.recipe_path.is_file() or run.recipe_path.read_text("utf-8") != text:
+        write_text(run.recipe_path, text)

@@ -107,7 +107,7 @@ def is_finished(job: StageJob, inputs: str) -> bool:
         return False
     result = read_result(job.run, job.stage.name)
     if result.files is None:
-        job.observer.noted(f"stage {job.stage.name}: its result is of an earlier version, which kept no hashes of files")
+        job.observer.noted(f"stage {job.stage.name}: its result is of an earlier version, without hashes of its files")
     same_length = (result.epochs, result.max_steps) == (job.stage.epochs, job.stage.max_steps)
     if result.inputs_sha == inputs:
         return same_length
