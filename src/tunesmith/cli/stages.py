@@ -24,6 +24,23 @@ RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 STAGE = click.option("--stage", metavar="NAME", help="A stage of the run, or base; the last stage if not given.")
 
 
+def _trust(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    """For as long as the command lasts; nothing but this option can switch it on."""
+    if value:
+        from tunesmith.model.trust import remote_code
+
+        context.with_resource(remote_code())
+
+
+TRUST = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    expose_value=False,
+    callback=_trust,
+    help="Run the model's own Python code; model.revision must be the 40-hex commit that you have read.",
+)
+
+
 def _size(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
     """A size such as 16GB or 15.5GiB."""
     if value is not None and re.fullmatch(r"[0-9]+(\.[0-9]+)?(GB|GiB)", value) is None:
@@ -59,6 +76,7 @@ def quickstart(name: str | None, seed: int | None, overrides: tuple[str, ...]) -
 @OVERRIDES
 @click.option("--gpu-memory", metavar="SIZE", callback=_size, help="Plan for a card of 16GB, say, that is not here.")
 @click.option("--no-bf16", is_flag=True, help="That card does not compute in bfloat16 (T4, V100).")
+@TRUST
 def check(recipe: str, overrides: tuple[str, ...], gpu_memory: str | None, no_bf16: bool) -> None:
     """Check everything that can be known before training: rows, template, memory, time, disk, parity."""
     loaded = _load(recipe, overrides)  # before the heavy imports: a wrong key answers in the first second
@@ -79,6 +97,7 @@ def check(recipe: str, overrides: tuple[str, ...], gpu_memory: str | None, no_bf
 @click.option("--strict", is_flag=True, help="End (exit 3) at a damaged checkpoint; do not go back to an older one.")
 @click.option("--accept-data-change", is_flag=True, help="Go on where the rows have changed since the run began.")
 @click.option("--no-reuse", is_flag=True, help="Train every stage, also those that a run beside it has finished.")
+@TRUST
 def run(recipe: str, overrides: tuple[str, ...], strict: bool, accept_data_change: bool, no_reuse: bool) -> None:
     """Run every stage; run it again to resume."""
     loaded = _load(recipe, overrides)
@@ -96,6 +115,7 @@ def run(recipe: str, overrides: tuple[str, ...], strict: bool, accept_data_chang
 
 @click.command()
 @RUN
+@TRUST
 def compare(run: Path) -> None:
     """Measure the stages of a run side by side."""
     from tunesmith.comparison.run import compare_run
@@ -106,6 +126,7 @@ def compare(run: Path) -> None:
 @click.command()
 @RUN
 @STAGE
+@TRUST
 def chat(run: Path, stage: str | None) -> None:
     """Talk to a stage of a run in the terminal."""
     from tunesmith.serve.chat import chat as talk
@@ -119,6 +140,7 @@ def chat(run: Path, stage: str | None) -> None:
 @click.option(
     "--to", metavar="FOLDER", type=click.Path(path_type=Path), help="Where to write; inside the run if not given."
 )
+@TRUST
 def merge(run: Path, stage: str | None, to: Path | None) -> None:
     """Write the merged model of a stage."""
     from tunesmith.export.merge import merge_run
@@ -127,6 +149,9 @@ def merge(run: Path, stage: str | None, to: Path | None) -> None:
 
 
 def _load(recipe: str, overrides: Sequence[str]) -> LoadedRecipe:
+    from tunesmith.model.trust import require_pinned
     from tunesmith.recipe.load import load_named
 
-    return load_named(recipe, overrides)
+    loaded = load_named(recipe, overrides)
+    require_pinned(loaded.recipe.model)  # of the recipe as it is written: only its author has read that commit
+    return loaded
