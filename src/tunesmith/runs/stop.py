@@ -113,10 +113,15 @@ class StopRequest:
             self._ask(signal.SIGTERM, LIMIT)
         return self.number != 0
 
-    def is_short(self, *kinds: str) -> bool:
-        """Whether a stop was asked for and its deadline leaves no time for one more piece of each kind."""
-        needed = _SLACK * sum(self.longest(kind) for kind in kinds)
-        return self.number != 0 and self._deadline - clock() < needed
+    def begin(self, kind: str) -> float:
+        """When a piece of work that begins now should be done, by `clock`."""
+        return clock() + self.longest(kind)
+
+    def fits(self, done_at: float, *kinds: str) -> bool:
+        """Whether work that should be done at `done_at`, and one piece of each kind behind it, end in time."""
+        now = clock()
+        needed = max(0.0, done_at - now) + sum(self.longest(kind) for kind in kinds)
+        return now + _SLACK * needed + _EXIT_SECONDS <= self._deadline
 
     def raise_if_requested(self, where: str = "", kept: str = "what was done so far is kept") -> None:
         """A safe point outside of the training loop. Raises StoppedError (143, 130) where a stop was asked for."""

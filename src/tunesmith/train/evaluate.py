@@ -7,6 +7,7 @@ Must not know: the loop, files, recipes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -33,13 +34,16 @@ def evaluate(
     forest_tokens: int,
     machine: Machine,
     tree_tokens: int | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Record:
     """num_examples, num_trained, loss and the objective's metrics; dropout off, modes restored.
 
-    Raises MemoryFullError where memory runs out.
+    `between` is called before each forest and may raise. Raises MemoryFullError where memory runs out.
     """
     with eval_mode(engine.model):
-        logprob_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine, tree_tokens=tree_tokens)
+        logprob_N = score(
+            engine, batch, forest_tokens=forest_tokens, machine=machine, tree_tokens=tree_tokens, between=between
+        )
     result = judge(batch, logprob_N, objective)
     means: Record = {name: value.mean() for name, value in result.metrics.items()}
     return {"num_examples": len(batch.trees), "num_trained": len(logprob_N), "loss": result.loss.mean(), **means}

@@ -21,6 +21,7 @@ from tunesmith.train.optim import gradient_norm
 from tunesmith.train.reproducer import write_reproducer
 from tunesmith.train.session import Session
 from tunesmith.train.step import Batch, LostNumberError, StepResult, accumulate, name_rows
+from tunesmith.train.stopping import leave_step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +49,7 @@ def step_gradient(session: Session, batch: Batch, step: int, *, num_nonfinite: i
     have no gradient then.
     """
     used = [session.memory.budget(step)]
+    between = leave_step(session, step)
 
     def work(budget: Budget) -> StepResult:
         session.optimizer.zero_grad()  # whatever a failed try left
@@ -61,6 +63,7 @@ def step_gradient(session: Session, batch: Batch, step: int, *, num_nonfinite: i
             machine=session.machine,
             seed_key=_seed_key(session, step),
             scaler=session.scaler,
+            between=between,
         )
 
     def lost(kind: Kind, what: str, logprob_N: Tensor, trees: Sequence[int] = ()) -> Gradient:

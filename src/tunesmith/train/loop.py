@@ -19,13 +19,13 @@ import torch
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.retry import Budget, is_out_of_memory
-from tunesmith.errors import NumericsError, RecipeError, ResourceError, StoppedError, TunesmithError
+from tunesmith.errors import NumericsError, RecipeError, ResourceError, TunesmithError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective
 from tunesmith.recipe.models import Lora
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Record, Records
-from tunesmith.runs.stop import GOES_ON, StopRequest, caught
+from tunesmith.runs.stop import StopRequest, caught
 from tunesmith.train.applying import apply_gradient
 from tunesmith.train.carried import advanced, bound
 from tunesmith.train.checkpoint import State, path_of, remove_older, save_checkpoint
@@ -43,11 +43,9 @@ from tunesmith.train.saving import save_or_rescue
 from tunesmith.train.schedule import lr_multiplier
 from tunesmith.train.session import Session, step_batch
 from tunesmith.train.step import Array, Batch
+from tunesmith.train.stopping import LeftError, expect_save, is_evaluated, leave_evaluation, stop_number, stopped
 from tunesmith.train.watch import start_watch
 from tunesmith.version import VERSION
-
-_SLOW_DISK_BYTES = 2e8
-"""Bytes that a slow disk takes in a second."""
 
 References = tuple[Sequence[Array], Sequence[Array]]
 """Of the training trees and of the held-out trees: per tree one float32 log-prob a trained token."""
@@ -214,22 +212,18 @@ def _train(session: Session, state: State) -> StageOutcome:
         gradient_checkpointing=session.stage.gradient_checkpointing or "none",
         offload=session.stage.offload_activations,
     )
-    session.stop.expect("save", _guessed_save_seconds(session.trainable))
+    expect_save(session)
     with modes, caught(session.stop):
+        state = _evaluate_if_missed(session, state)
         while state.step < session.num_steps:
             state = _step(bound(session, state), replace(state, step=state.step + 1))
             state, is_best = _evaluate_if_due(bound(session, state), state)
-            number = session.machine.largest(_stop_number(session, state))
+            number = stop_number(session, evaluates_next=_is_due(session, state.step + 1, session.stage.eval_every))
             due = _is_due(session, state.step, session.stage.save_every)
             if number or is_best or due or session.records.behind:
                 _save(session, state)
             if number:
-                raise StoppedError(
-                    f"stopped by {session.stop.reason} after step {state.step} of {session.num_steps}; it is saved.",
-                    signal_number=number,
-                    where=f"stage {session.stage.name}",
-                    remedy=GOES_ON,
-                )
+                raise stopped(session, state.step, number)
     result_step = state.step
     if session.stage.keep == "best" and state.best_step not in (None, state.step):
         assert state.best_step is not None
@@ -251,7 +245,7 @@ def _step(session: Session, state: State) -> State:
     )
     try:
         found = step_gradient(session, batch, step, num_nonfinite=state.num_nonfinite)
-    except (NumericsError, ResourceError):
+    except (NumericsError, ResourceError, LeftError):
         _save_if_new(session, replace(state, step=step - 1))
         raise
     state, scaling = apply_gradient(session, state, found, learning_rate)
@@ -322,6 +316,7 @@ def _evaluate(session: Session, state: State) -> float | None:
             forest_tokens=budget.forest_tokens,
             tree_tokens=budget.tree_tokens,
             machine=session.machine,
+            between=leave_evaluation(session, state.step),
         )
 
     start = time.monotonic()
@@ -341,22 +336,24 @@ def _evaluate_if_due(session: Session, state: State) -> tuple[State, bool]:
     """The state after an evaluation, and whether this step is the best so far; step 0 is no result, so no best."""
     if not _is_due(session, state.step, session.stage.eval_every):
         return state, False
-    loss = _evaluate(session, state)
+    try:
+        loss = _evaluate(session, state)
+    except LeftError:
+        _save_if_new(session, state)
+        raise
     if loss is None or not loss < (math.inf if state.best_loss is None else state.best_loss):
         return state, False
     return replace(state, best_step=state.step, best_loss=loss), True
 
 
-def _stop_number(session: Session, state: State) -> int:
-    """Signal to exit by after this step's save; 0 to go on. A time limit leaves room for the next step and its save."""
-    evaluation = ("evaluation",) if _is_due(session, state.step + 1, session.stage.eval_every) else ()
-    return session.stop.number if session.stop.is_due("step", "save", *evaluation) else 0
-
-
-def _guessed_save_seconds(trainable: Trainable) -> float:
-    """Until a save was measured: weights and two moments, at what a slow disk takes."""
-    num_bytes = sum(3 * parameter.numel() * parameter.element_size() for parameter in trainable.values())
-    return 0.5 + num_bytes / _SLOW_DISK_BYTES
+def _evaluate_if_missed(session: Session, state: State) -> State:
+    """An earlier start was stopped between the save of its last step and the evaluation of that step."""
+    if state.step == 0 or is_evaluated(session, state.step):
+        return state
+    state, is_best = _evaluate_if_due(bound(session, state), state)
+    if is_best:
+        _save(session, state)
+    return state
 
 
 def _is_due(session: Session, step: int, every: int) -> bool:

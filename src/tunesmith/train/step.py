@@ -147,22 +147,33 @@ def score(
     machine: Machine,
     seed_key: str = "",
     tree_tokens: int | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Log-probs of all trained tokens [N], float32, in the order of the trees, on every rank, without gradient.
 
+    `between` is called before each forest and may raise, to leave the work.
     Raises MemoryFullError, on every rank, where memory runs out on one.
     """
     micros = micro_batches(batch, forest_tokens, machine, tree_tokens=tree_tokens)
-    return _score(engine, micros, _num_trained(batch), machine=machine, seed_key=seed_key)
+    return _score(engine, micros, _num_trained(batch), machine=machine, seed_key=seed_key, between=between)
 
 
-def _score(engine: Engine, micros: Iterable[Micro], size: int, *, machine: Machine, seed_key: str) -> Tensor:
+def _score(
+    engine: Engine,
+    micros: Iterable[Micro],
+    size: int,
+    *,
+    machine: Machine,
+    seed_key: str,
+    between: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Log-probs of the micro-batches' tokens at their places in [N], zeros elsewhere, summed over the ranks."""
     logprob_N = torch.zeros(size, device=machine.device)
 
     def work() -> None:
         with torch.no_grad():
             for micro in micros:
+                between()
                 with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
                     logprob_N[micro.places_N] = engine.logprobs(micro.batch.trees).logprob_N
 
@@ -193,11 +204,13 @@ def accumulate(
     seed_key: str = "",
     tree_tokens: int | None = None,
     scaler: GradScaler | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Add the gradient of the step's mean loss to the weights, and return what was computed.
 
     `seed_key` names the step: dropout of a forest depends on it, the rank and the forest's number. With `scaler` the
-    gradient is that of the loss times its scale. Raises LostNumberError, naming rows, where a log-prob is not finite
+    gradient is that of the loss times its scale. `between` is called before each forest and may raise, to leave the
+    step; the weights' gradients are void then. Raises LostNumberError, naming rows, where a log-prob is not finite
     (the weights' gradients are then void), and MemoryFullError, on every rank and with no gradient left,
     where memory runs out on one.
     """
@@ -213,6 +226,7 @@ def accumulate(
 
     def work() -> None:
         for micro in micros:
+            between()
             with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
                 logprobs = engine.logprobs(micro.batch.trees)
                 logprob_N[micro.places_N] = logprobs.logprob_N.detach()
