@@ -13,19 +13,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import ResourceError, TunesmithError
 from tunesmith.model.results import StageResult, read_result
-from tunesmith.pipeline.stage import StageJob, finish_stage, inputs_sha, is_finished, result_weights
-from tunesmith.pipeline.starts import weights_sha_on_disk
+from tunesmith.pipeline.stage import StageJob, finish_stage, inputs_sha, is_finished
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.models import Stage
 from tunesmith.runs.atomic import publish_folder, write_bytes
-from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.folder import RunFolder
-from tunesmith.runs.inventory import find_change, read_inventory, read_object
+from tunesmith.runs.inventory import find_change, read_object
 
 RECORDS = (
     *("metrics.jsonl", "timings.jsonl", "eval.jsonl", "warnings.jsonl", "budget.jsonl", "memory.json"),
@@ -36,23 +33,6 @@ KEY = "reused"
 _FREE = {"save_every", "keep_checkpoints", "forest_tokens", "gradient_checkpointing", "offload_activations"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A finished stage of another run; `content` is its result.json."""
-
-    run: RunFolder
-    result: StageResult
-    content: dict[str, object]
-
-    @property
-    def is_adapter(self) -> bool:
-        return self.result.weights.adapter is not None
-
-    @property
-    def weights_path(self) -> Path:
-        return Path(self.result.weights.adapter or self.result.weights.full.path)
-
-
 class _Unfit(Exception):
     """What was copied is not what the other run made."""
 
@@ -61,23 +41,25 @@ def reuse_stage(job: StageJob) -> bool:
     """Copy the stage from a run beside this one that has finished it with equal inputs; whether there was one."""
     folder = job.run.stage(job.stage.name)
     if folder.has_begun():
-        if not is_finished(job, inputs_sha(job)):
+        if job.stage.name in _entries(job.run) and not is_finished(job, inputs_sha(job)):
             _forget(job)  # it is trained further here: not a copy any more
         return False
+    if not job.options.reuse:
+        return False
     inputs = inputs_sha(job)
-    for candidate in _candidates(job, inputs):
+    for run in _candidates(job, inputs):
         try:
-            _take(job, candidate, inputs)
+            _take(job, run, inputs)
         except ResourceError:
             raise  # the disk is full: training would not fit either
         except (_Unfit, OSError, TunesmithError) as problem:
             job.observer.noted(
-                f"stage {job.stage.name}: {candidate.run.path} has finished it with equal inputs, but {problem}; "
+                f"stage {job.stage.name}: {run.path} has finished it with equal inputs, but {problem}; "
                 "not taken from there"
             )
             continue
         job.observer.noted(
-            f"stage {job.stage.name}: copied from {candidate.run.path}, which finished it with equal inputs; "
+            f"stage {job.stage.name}: copied from {run.path}, which finished it with equal inputs; "
             "not trained again (--no-reuse trains it)"
         )
         return True
@@ -90,21 +72,17 @@ def reused_lines(run: RunFolder) -> list[str]:
     return [f"# stage {name}: copied from {json.dumps(str(path))}, not trained here\n" for name, path in named.items()]
 
 
-def _candidates(job: StageJob, inputs: str) -> Iterator[_Candidate]:
+def _candidates(job: StageJob, inputs: str) -> Iterator[RunFolder]:
     """Runs beside this one with a finished stage of this name and these inputs, in the alphabet's order."""
-    name = job.stage.name
-    for path in sorted(job.run.path.parent.glob(f"*/stages/{name}/result.json")):
+    wanted = {"inputs_sha256": inputs, "epochs": job.stage.epochs, "max_steps": job.stage.max_steps}
+    for path in sorted(job.run.path.parent.glob(f"*/stages/{job.stage.name}/result.json")):
         run = RunFolder(path.parents[2])
         if run.path == job.run.path or run.path.is_symlink():
             continue
         try:
             content = read_object(path)
-            if content.get("inputs_sha256") != inputs:
-                continue
-            found = _Candidate(run, read_result(run, name), content)
-            same_length = (found.result.epochs, found.result.max_steps) == (job.stage.epochs, job.stage.max_steps)
-            if same_length and _same_settings(run, job.stage) and not _leans_on(run, found):
-                yield found
+            if all(content.get(key) == value for key, value in wanted.items()) and _same_settings(run, job.stage):
+                yield run
         except (OSError, ValueError, TunesmithError):
             continue  # of a run that cannot be read nothing is taken; whoever opens it is told
 
@@ -118,27 +96,24 @@ def _same_settings(run: RunFolder, stage: Stage) -> bool:
     return theirs.model_dump(mode="json", exclude=free) == stage.model_dump(mode="json", exclude=free)
 
 
-def _leans_on(run: RunFolder, found: _Candidate) -> bool:
-    """Whether the adapter names a base inside the other run: a copy would break when that run is removed."""
-    if not found.is_adapter:
-        return False
-    base = read_object(found.weights_path / "adapter_config.json").get("base_model_name_or_path")
-    return isinstance(base, str) and Path(base).resolve().is_relative_to(run.path.resolve())
-
-
-def _take(job: StageJob, found: _Candidate, inputs: str) -> None:
+def _take(job: StageJob, run: RunFolder, inputs: str) -> None:
     """Weights first, records next, the manifest, and result.json last: a copy that was cut short is no result."""
+    found = read_result(run, job.stage.name)
+    adapter = found.weights.adapter
+    source = adapter or Path(found.weights.full.path)
     folder = job.run.stage(job.stage.name).create()
-    target = folder.adapter_path if found.is_adapter else folder.model_path
+    target = folder.adapter_path if adapter else folder.model_path
     with publish_folder(target) as temporary:
-        _copy_files(found.weights_path, temporary)
-        _check(job, found, temporary)
+        _copy_files(source, temporary)
+        _check(found, temporary)
+        if adapter:
+            _refuse_leaning(run, temporary)
     for name in RECORDS:
-        source = found.run.stage(job.stage.name).path / name
-        if source.is_file() and not source.is_symlink():
-            write_bytes(folder.path / name, source.read_bytes())
-    _remember(job, {"run": str(found.run.path), "inputs_sha256": inputs})
-    finish_stage(job, target, is_adapter=found.is_adapter, num_steps=found.result.num_steps, inputs=inputs)
+        record = run.stage(job.stage.name).path / name
+        if record.is_file() and not record.is_symlink():
+            write_bytes(folder.path / name, record.read_bytes())
+    _remember(job, {"run": str(run.path), "inputs_sha256": inputs})
+    finish_stage(job, target, is_adapter=adapter is not None, num_steps=found.num_steps, inputs=inputs)
 
 
 def _copy_files(source: Path, target: Path) -> None:
@@ -146,24 +121,26 @@ def _copy_files(source: Path, target: Path) -> None:
         copied = target / path.relative_to(source)
         if path.is_symlink():
             raise _Unfit(f"{path.name} is a symbolic link")
-        with disk_errors(copied):
-            if path.is_dir():
-                copied.mkdir(parents=True, exist_ok=True)
-            else:
-                copied.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copied)
+        if path.is_dir():
+            copied.mkdir()
+        else:
+            shutil.copyfile(path, copied)
 
 
-def _check(job: StageJob, found: _Candidate, copied: Path) -> None:
+def _check(found: StageResult, copied: Path) -> None:
     """_Unfit where the copy is not what the other run wrote, by the hashes in its result.json."""
-    files = found.content.get("files")
-    if files is not None:
-        problem = find_change(copied, read_inventory(files), beside=frozenset())
-        if problem:
-            raise _Unfit(problem)
-    weights = result_weights(job.weights, copied, is_adapter=found.is_adapter)
-    if weights_sha_on_disk(weights) != found.content.get("weights_sha256"):
-        raise _Unfit("its weights were altered: their sha256 is not the one in result.json")
+    if found.files is None:
+        raise _Unfit("it is of a release that did not keep the hashes of its files")
+    problem = find_change(copied, found.files, beside=frozenset())
+    if problem:
+        raise _Unfit(problem)
+
+
+def _refuse_leaning(run: RunFolder, adapter: Path) -> None:
+    """_Unfit where the adapter names a base inside the other run: a copy would break when that run is removed."""
+    base = read_object(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if isinstance(base, str) and Path(base).resolve().is_relative_to(run.path.resolve()):
+        raise _Unfit("its adapter names a base that lies in that run")
 
 
 def _entries(run: RunFolder) -> dict[str, object]:
