@@ -22,7 +22,8 @@ import transformers
 from benchmarks.workload import METHODS, Task, Workload, answers_of, load_workload, peak_rss_gib, rss_gib
 from tunesmith.data.types import Branch, Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.reference import FloatArray, reference_logprobs
+from tunesmith.engine.reference import reference_logprobs
+from tunesmith.engine.reference_parts import FloatArray
 from tunesmith.model.adapters import add_adapter, fill_adapter, inner_model
 from tunesmith.model.load import load_model
 from tunesmith.model.machine import Machine

@@ -19,7 +19,7 @@ from tunesmith.comparison.rows import Pair, Question, Rows
 from tunesmith.data.types import Branch, Tree
 from tunesmith.engine.engine import Backend, Engine
 from tunesmith.engine.parity import checked_engine
-from tunesmith.engine.reference import score
+from tunesmith.engine.scoring import score
 from tunesmith.model.stage import LoadedStage
 from tunesmith.recipe.models import Compare
 from tunesmith.sample.generate import Answer, generate

@@ -257,10 +257,41 @@ class Joined(Sequence[Tree]):
         return self.parts[part][number - (int(self._ends[part - 1]) if part else 0)]
 
 
+class Chosen(Sequence[Tree]):
+    """Some of a sequence's trees, in the order of `indices`, without copying."""
+
+    def __init__(self, trees: Sequence[Tree], indices: Sequence[int]) -> None:
+        self.trees = trees
+        self.indices = np.asarray(indices, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Tree: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tree]: ...
+
+    def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self.trees[int(self.indices[index])]
+
+
 def sizes_of(trees: Sequence[Tree]) -> Sizes:
     """The sizes of any sequence of trees; those on disk are not read for it."""
     if isinstance(trees, TreeStore):
         return trees.sizes()
+    if isinstance(trees, Chosen):
+        whole, indices = sizes_of(trees.trees), trees.indices
+        return Sizes(
+            whole.num_tokens[indices],
+            whole.num_trained[indices],
+            whole.num_unshared[indices],
+            whole.longest_row[indices],
+            whole.num_pairs[indices],
+        )
     if isinstance(trees, Joined) and trees.parts:
         parts = [sizes_of(part) for part in trees.parts]
         return Sizes(

@@ -14,95 +14,24 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tunesmith.data.store import Chosen
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import VERSION, Engine
-from tunesmith.engine.retry import Budget, with_retry
-from tunesmith.errors import NumericsError
+from tunesmith.engine.reference_parts import FloatArray, Parts
+from tunesmith.engine.scoring import agree, score
+from tunesmith.errors import TunesmithError
 from tunesmith.model.adapters import adapter_is_identity, without_adapter
 from tunesmith.runs.atomic import write_bytes
-
-FloatArray = npt.NDArray[np.float32]
-NUM_RECHECKED = 16
-RECHECK_TOLERANCE = 1e-5
-"""Relative difference allowed between a cached and a recomputed log-prob in float32."""
 
 
 def default_cache_folder() -> Path:
     """`tunesmith/reference` in the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "tunesmith" / "reference"
-
-
-@torch.no_grad()
-def score(
-    engine: Engine,
-    trees: Sequence[Tree],
-    *,
-    forest_tokens: int,
-    progress: Callable[[int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
-) -> list[FloatArray]:
-    """Log-probs of the trained tokens of every tree, in branch and token order, in eval mode.
-
-    Where memory runs out it goes on in smaller forests from where it was, and tells. Raises NumericsError for
-    log-probs that are not finite (an unfilled slot would stay NaN), ResourceError where an answer alone does not fit.
-    """
-    parts: dict[tuple[int, int | None], FloatArray] = {}
-
-    def work(budget: Budget) -> None:
-        left = [number for number in range(len(trees)) if not _is_scored(parts, number, trees[number])]
-        for units in budget.plan([trees[number] for number in left]):
-            keys = [(left[unit.index], unit.branch) for unit in units]
-            values = _values(engine, [unit.tree for unit in units])
-            parts.update(zip(keys, values, strict=True))
-            if progress is not None:
-                progress(sum(unit.branch in (None, 0) for unit in units))
-
-    def lowered(budget: Budget, problem: str) -> None:
-        if tell is not None:
-            tell(f"memory ran out ({problem}); going on in {budget.described()}")
-
-    was_training = engine.model.training
-    engine.model.eval()
-    try:
-        device, budget = engine.model.device, Budget(forest_tokens)
-        with_retry(work, trees, budget=budget, device=device, where="log-probs of the reference", lowered=lowered)
-    finally:
-        engine.model.train(was_training)
-    scores = [_joined(parts, number, tree) for number, tree in enumerate(trees)]
-    bad = [tree.id for tree, values in zip(trees, scores, strict=True) if not np.isfinite(values).all()]
-    if bad:
-        raise NumericsError(
-            f"the reference's log-probs are not finite on {len(bad)} rows",
-            where=", ".join(bad[:5]),
-            remedy="check the model's weights and its dtype; float16 overflows on models trained in bfloat16",
-        )
-    return scores
-
-
-def _values(engine: Engine, trees: Sequence[Tree]) -> list[FloatArray]:
-    """Log-probs of each tree of one forest."""
-    logprobs = engine.logprobs(trees)
-    tree_N = logprobs.tree_B[logprobs.branch_N].cpu().numpy()
-    values_N = logprobs.logprob_N.float().cpu().numpy()
-    return [part.copy() for part in np.split(values_N, np.searchsorted(tree_N, np.arange(1, len(trees))))]
-
-
-def _is_scored(parts: Mapping[tuple[int, int | None], FloatArray], number: int, tree: Tree) -> bool:
-    return (number, None) in parts or all((number, branch) in parts for branch in range(len(tree.branches)))
-
-
-def _joined(parts: Mapping[tuple[int, int | None], FloatArray], number: int, tree: Tree) -> FloatArray:
-    whole = parts.get((number, None))
-    if whole is not None:
-        return whole
-    unfilled = np.full(1, np.nan, np.float32)
-    return np.concatenate([parts.get((number, branch), unfilled) for branch in range(len(tree.branches))])
 
 
 def cache_key(engine: Engine, trees: Sequence[Tree], *, fingerprint: str) -> str:
@@ -118,29 +47,12 @@ def cache_key(engine: Engine, trees: Sequence[Tree], *, fingerprint: str) -> str
     return digest.hexdigest()
 
 
-def _read(path: Path, shas: Sequence[str]) -> dict[str, FloatArray] | None:
-    """The cached arrays by tree hash; None where the file is absent or damaged (it is then made again)."""
-    try:
-        arrays = load(path.read_bytes())
-        offsets = np.concatenate(([0], np.cumsum(arrays["lengths"])))
-        values = arrays["logprobs"].astype(np.float32)
-        stamp = hashlib.sha256(values.tobytes()).digest()
-        if arrays["sha256"].tobytes() != stamp or len(offsets) != len(shas) + 1 or offsets[-1] != len(values):
-            return None
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return None
-    return {sha: values[offsets[number] : offsets[number + 1]] for number, sha in enumerate(shas)}
-
-
-def _recheck(engine: Engine, trees: Sequence[Tree], scores: Sequence[FloatArray], *, forest_tokens: int) -> float:
-    """Recompute up to 16 rows of a cached set; the largest relative difference."""
-    picked = np.random.default_rng(len(trees)).permutation(len(trees))[:NUM_RECHECKED]
-    fresh = score(engine, [trees[number] for number in picked], forest_tokens=forest_tokens)
-    worst = 0.0
-    for number, values in zip(picked, fresh, strict=True):
-        if len(values):
-            worst = max(worst, float(np.abs(values - scores[number]).max() / max(1.0, float(np.abs(values).max()))))
-    return worst
+def pass_key(key: str, shas: Sequence[str], *, forest_tokens: int) -> str:
+    """sha256 over what a pass's bits depend on besides: how its trees are packed, and the threads that sum."""
+    digest = hashlib.sha256(f"{key} {forest_tokens} {torch.get_num_threads()}".encode())
+    for sha in shas:
+        digest.update(sha.encode())
+    return digest.hexdigest()
 
 
 def reference_logprobs(
@@ -151,37 +63,100 @@ def reference_logprobs(
     fingerprint: str,
     cache_folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[list[FloatArray], bool]:
     """The reference of `trees`, and whether it came from the cache.
 
-    A cached set is trusted only after 16 of its rows were recomputed and agreed; a set that does not agree is
-    computed again. `cache_folder=None` computes without reading or writing. An adapter that changes nothing yet, as a
-    new one, is left out of the pass; one that has been trained is part of the reference.
+    A cached set is trusted only after 16 of its rows were recomputed and agreed; one that does not agree, or is
+    damaged, is told and computed again. `cache_folder=None` computes without reading or writing. `between` is called
+    between forests and may raise to stop: the cache keeps what is scored so far, and the next call goes on behind it,
+    to the same bits. Trees with the same tokens are scored once. An adapter that changes nothing yet, as a new one, is
+    left out of the pass; one that has been trained is part of the reference.
     """
     shas = [tree.sha() for tree in trees]
-    unique = sorted(set(shas))
+    first = dict(zip(reversed(shas), reversed(range(len(shas))), strict=True))  # of equal trees the first
+    places = sorted(first.values())
+    distinct = trees if len(places) == len(trees) else Chosen(trees, places)
+    parts, path = None, None
     with without_adapter(engine.model) if adapter_is_identity(engine.model) else nullcontext():
-        if cache_folder is None:
-            return score(engine, trees, forest_tokens=forest_tokens, progress=progress, tell=tell), False
-        path = cache_folder / f"{cache_key(engine, trees, fingerprint=fingerprint)}.safetensors"
-        cached = _read(path, unique)
-        if cached is not None:
-            scores = [cached[sha] for sha in shas]
-            limit = RECHECK_TOLERANCE if engine.dtype == torch.float32 else 5e-2
-            if _recheck(engine, trees, scores, forest_tokens=forest_tokens) <= limit:
-                return scores, True
-        scores = score(engine, trees, forest_tokens=forest_tokens, progress=progress, tell=tell)
-    _write(path, unique, dict(zip(shas, scores, strict=True)))
-    return scores, False
+        if cache_folder is not None:
+            key = cache_key(engine, distinct, fingerprint=fingerprint)
+            path = cache_folder / f"{key}.safetensors"
+            ordered = pass_key(key, [shas[place] for place in places], forest_tokens=forest_tokens)
+            parts = Parts(cache_folder / f"{key}.parts", ordered, tell)
+            cached = _cached(engine, trees, shas, path=path, forest_tokens=forest_tokens, tell=tell)
+            if cached is not None:
+                parts.remove()
+                return cached, True
+        values = score(
+            engine,
+            distinct,
+            forest_tokens=forest_tokens,
+            progress=progress,
+            tell=tell,
+            between=between,
+            parts=parts,
+        )
+    by_sha = {shas[place]: value for place, value in zip(places, values, strict=True)}
+    if path is not None and parts is not None and _write(path, by_sha, tell):
+        parts.remove()
+    return [by_sha[sha] for sha in shas], False
 
 
-def _write(path: Path, unique: Sequence[str], by_sha: Mapping[str, FloatArray]) -> None:
-    values = np.concatenate([by_sha[sha] for sha in unique]) if unique else np.zeros(0, np.float32)
+def _cached(
+    engine: Engine,
+    trees: Sequence[Tree],
+    shas: Sequence[str],
+    *,
+    path: Path,
+    forest_tokens: int,
+    tell: Callable[[str], None],
+) -> list[FloatArray] | None:
+    """The cached log-probs; None where there are none, or they are damaged or do not agree, which is told."""
+    try:
+        found = _arrays(load(path.read_bytes()), path.stem, sorted(set(shas)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, SafetensorError):
+        tell(f"reference: the cached log-probs in {path} are damaged; they are computed again")
+        return None
+    scores = [found[sha] for sha in shas]
+    if agree(engine, trees, scores, forest_tokens=forest_tokens):
+        return scores
+    tell("reference: the cached log-probs do not agree with a recomputed sample; they are computed again")
+    return None
+
+
+def _arrays(arrays: Mapping[str, np.ndarray], key: str, shas: Sequence[str]) -> dict[str, FloatArray]:
+    offsets = np.concatenate(([0], np.cumsum(arrays["lengths"])))
+    values = arrays["logprobs"].astype(np.float32)
+    if arrays["sha256"].tobytes() != _stamp(values) or len(offsets) != len(shas) + 1 or offsets[-1] != len(values):
+        raise ValueError("altered")
+    if "key" in arrays and arrays["key"].tobytes() != key.encode():  # files of the first releases do not say it
+        raise ValueError("another's")
+    return {sha: values[offsets[number] : offsets[number + 1]] for number, sha in enumerate(shas)}
+
+
+def _write(path: Path, by_sha: Mapping[str, FloatArray], tell: Callable[[str], None]) -> bool:
+    """Publish the whole; False where the disk refuses, which costs later runs the time and this one nothing."""
+    ordered = [by_sha[sha] for sha in sorted(by_sha)]
+    values = np.concatenate([*ordered, np.zeros(0, np.float32)])
     content = {
         "logprobs": values,
-        "lengths": np.array([len(by_sha[sha]) for sha in unique], np.int64),
-        "sha256": np.frombuffer(hashlib.sha256(values.tobytes()).digest(), np.uint8),
+        "lengths": np.array([len(each) for each in ordered], np.int64),
+        "sha256": np.frombuffer(_stamp(values), np.uint8),
+        "key": np.frombuffer(path.stem.encode(), np.uint8),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, save(content))
+    try:
+        path.parent.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_bytes(path, save(content))
+    except (OSError, TunesmithError) as error:
+        tell(f"reference: the log-probs cannot be cached for later runs: {error}")
+        return False
+    return True
+
+
+def _stamp(values: FloatArray) -> bytes:
+    return hashlib.sha256(values.tobytes()).digest()

@@ -17,7 +17,7 @@ import torch
 
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.reference import score
+from tunesmith.engine.scoring import score
 from tunesmith.model.adapters import add_adapter, inner_model
 from tunesmith.model.load import load_model, quiet_transformers
 from tunesmith.model.machine import Machine

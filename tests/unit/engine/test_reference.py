@@ -18,7 +18,8 @@ from tunesmith.engine import reference, retry
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import Logprobs
 from tunesmith.engine.plain import plain_logprobs
-from tunesmith.engine.reference import cache_key, reference_logprobs, score
+from tunesmith.engine.reference import cache_key, reference_logprobs
+from tunesmith.engine.scoring import score
 from tunesmith.errors import NumericsError, ResourceError
 from tunesmith.model.fingerprint import weights_sha
 
