@@ -127,7 +127,7 @@ def run_stage(job: StageJob) -> None:
         job.observer.noted(f"stage {job.stage.name}: finished before, with the same inputs; not run again")
         return
     job.observer.noted(f"stage {job.stage.name}: {job.stage.method}, {_described(job)}")
-    safe_point = partial(job.stop.raise_if_requested, f"stage {job.stage.name}", "it has not begun to train")
+    safe_point = partial(job.stop.raise_if_requested, f"stage {job.stage.name}", "what is saved stands")
     safe_point()
     autocast = _autocast(job)  # it may refuse, so before the model is loaded
     policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
@@ -202,6 +202,7 @@ def _references(job: StageJob, engine: Engine, objective: Objective, *, forest_t
     if not objective.needs_reference:
         return None
     trees = Joined(job.prepared.train, job.prepared.heldout)
+    where = f"stage {job.stage.name}, reference"
     scores, cached = reference_logprobs(
         engine,
         trees,
@@ -209,6 +210,7 @@ def _references(job: StageJob, engine: Engine, objective: Objective, *, forest_t
         fingerprint=weights_sha(engine.model),
         cache_folder=default_cache_folder(),
         tell=job.observer.noted,
+        between=partial(job.stop.raise_if_requested, where, "the rows that were scored are kept"),
     )
     source = (
         "from the cache, a sample of them recomputed and equal" if cached else "computed once, cached for later runs"
