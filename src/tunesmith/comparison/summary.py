@@ -27,6 +27,7 @@ from tunesmith.comparison.rows import Rows
 from tunesmith.comparison.statistics import LEVEL, Estimate
 from tunesmith.comparison.words import Difference, Finding, findings, headline
 from tunesmith.recipe.models import Compare, Recipe
+from tunesmith.redact import redact
 from tunesmith.version import VERSION
 
 SUMMARY_VERSION = 1
@@ -140,7 +141,7 @@ def as_json(summary: Summary) -> dict[str, object]:
 
 
 def answered(compare: Compare, records: Sequence[StageRecord], rows: Rows) -> list[Answered]:
-    """Every question with every stage's answers and their marks."""
+    """Every question with every stage's answers and their marks; without the secrets that rows may hold."""
     keeps = None if compare.style is None else style_rule(compare.style)
     lines: list[Answered] = []
     for number, question in enumerate(rows.questions):
@@ -149,16 +150,17 @@ def answered(compare: Compare, records: Sequence[StageRecord], rows: Rows) -> li
             text, answer = record.greedy_text[number], record.greedy[number]
             sampled = record.sampled_text[number] if record.sampled_text else None
             answers[record.name] = StageAnswer(
-                greedy=text,
+                greedy=redact(text),  # a report is handed on; figures are of the text as it was
                 tokens=len(answer.ids),
                 stopped=answer.stopped,
                 exact=is_exact(text, question) if question.accepted else None,
                 value=has_value(text, question.value) if question.value else None,
                 style=None if keeps is None else keeps(text),
-                sampled=sampled,
+                sampled=None if sampled is None else redact(sampled),
                 sampled_style=None if keeps is None or sampled is None else keeps(sampled),
             )
-        lines.append(Answered(question.id, question.text, question.accepted, answers))
+        accepted = tuple(map(redact, question.accepted))
+        lines.append(Answered(question.id, redact(question.text), accepted, answers))
     return lines
 
 

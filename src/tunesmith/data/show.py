@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
@@ -20,6 +20,7 @@ from tunesmith.data.tokens import Codec
 from tunesmith.data.types import BadRow, Example, Row, Tree
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import Source
+from tunesmith.redact import secret_spans
 
 FORMAT_ROWS = 1024  # the format is decided from as many rows as preparation decides it from
 LONGEST_CHARACTER = 4  # bytes of a character in UTF-8, so the most tokens that one can be split over
@@ -238,7 +239,7 @@ def cells(ids: Sequence[int], trained: Sequence[bool], codec: Codec, *, start: i
         groups.append((place, count, text))
         place += count
     kinds = [(trained[at], control[at]) for at, _, _ in groups]
-    return tuple(
+    found = tuple(
         Cell(
             text,
             visible(text, _beside(groups, kinds, each, -1), _beside(groups, kinds, each, 1)),
@@ -248,6 +249,23 @@ def cells(ids: Sequence[int], trained: Sequence[bool], codec: Codec, *, start: i
         )
         for each, (at, count, text) in enumerate(groups)
     )
+    return _without_secrets(found)
+
+
+def _without_secrets(found: tuple[Cell, ...]) -> tuple[Cell, ...]:
+    """A placeholder in the first cell of a secret, nothing in its others; no id, since ids can be decoded. What is
+    trained is not changed by it."""
+    spans = secret_spans("".join(cell.text for cell in found))
+    if not spans:
+        return found
+    clean: list[Cell] = []
+    end = 0
+    for cell in found:
+        start, end = end, end + len(cell.text)
+        inside = [span for span in spans if span[0] < end and start < span[1]]
+        mark = "".join(span[2] for span in inside if span[0] >= start)
+        clean.append(replace(cell, text=mark, shown=mark, ids=(0,) * len(cell.ids)) if inside else cell)
+    return tuple(clean)
 
 
 def _beside(groups: list[tuple[int, int, str]], kinds: list[tuple[bool, bool]], place: int, step: int) -> str:

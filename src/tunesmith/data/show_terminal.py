@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.data.show import Cell, ShownBranch, ShownRow, ShownTree, visible
+from tunesmith.redact import redact
 
 SIDE_BY_SIDE = 100  # columns; below it each answer gets the whole width
 # Two shades of each, in turn, so that the edges of tokens show.
@@ -73,8 +74,8 @@ def legend(console: Console) -> Text:
 
 
 def harmless(text: str) -> str:
-    """A file name or a reason, which may quote a row, without anything that a terminal would obey."""
-    return visible(text, before="|", after="|")
+    """A file name or a reason, which may quote a row, without secrets and without anything that a terminal obeys."""
+    return visible(redact(text), before="|", after="|")
 
 
 def _say(console: Console, text: Text) -> None:

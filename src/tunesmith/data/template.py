@@ -16,6 +16,7 @@ from tunesmith.data.conversation import CallForm, to_dicts
 from tunesmith.data.sandbox import Sandbox
 from tunesmith.data.types import Conversation, Message
 from tunesmith.errors import ModelError
+from tunesmith.runs.bounded import read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ BOS{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
+MAX_BYTES = 2**20  # of a template's file: the longest have 30,000
 PROBE_QUESTION = "probe question"
 PROBE_ANSWER = "probe answer"
 
@@ -126,8 +128,8 @@ def _with_bos(source: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _read(name: str) -> str:
     try:
-        text = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(Path(name), max_bytes=MAX_BYTES).decode("utf-8").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"the chat template cannot be read: {error}",
             where=name,
