@@ -213,11 +213,12 @@ def _fuzz(path: Path) -> list[str]:
     content = _figures(path)
     if not content:
         return []
+    seconds, mebibytes = content["cpu_seconds_limit"], content["memory_mib_limit"]
     text = (
         f"`make fuzz` gives {content['cases']:,} damaged recipes, rows, checkpoints, manifests, results, adapters and"
         f" models to what reads them. {content['refused']:,} were refused with a message, {content['read']:,} were"
-        f" still right and read; {content['failed']:,} failed (a traceback, more than {content['cpu_seconds_limit']:g} s of"
-        f" processor time, or more than {content['memory_mib_limit']:,} MiB on top of the imports)."
+        f" still right and read; {content['failed']:,} failed (a traceback, more than {seconds:g} s of"
+        f" processor time, or more than {mebibytes:,} MiB on top of the imports)."
     )
     targets = content["targets"]
     assert isinstance(targets, dict)

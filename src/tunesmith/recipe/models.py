@@ -343,7 +343,7 @@ class Recipe(Strict):
     """What is measured at the end."""
     seed: int = Field(0, ge=0)
     """Every random draw is keyed by it."""
-    runs_folder: str = Field("runs", min_length=1)
+    runs_folder: str = Field("runs", min_length=1, pattern=r"^[^\x00]+$")
     """Where run folders are made, relative to the working directory."""
     memory: str = Field("auto", pattern=r"^(auto|fixed|[0-9]+(\.[0-9]+)?(GB|GiB))$")
     """auto: whatever a stage leaves open (`forest_tokens`, `gradient_checkpointing`) is chosen so that it fits the

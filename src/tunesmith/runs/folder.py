@@ -6,7 +6,6 @@ In: the folder of all runs and the name of one. Out: paths, and the manifest. Mu
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -15,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.errors import RunFolderError
+from tunesmith.errors import ResumeError, RunFolderError
 from tunesmith.runs.atomic import disk_errors, make_folder, remove_temporaries, write_json
+from tunesmith.runs.inventory import read_object
 from tunesmith.version import VERSION
 
 KIND = "tunesmith-run"
@@ -131,15 +131,23 @@ class RunFolder:
         return sorted(path.name for path in stages.iterdir() if path.is_dir()) if stages.is_dir() else []
 
     def read_manifest(self) -> dict[str, object]:
-        """The manifest; empty where there is none yet. Raises RunFolderError where it is not one of ours."""
-        if not self.manifest_path.is_file():
-            return {}
+        """The manifest; empty where there is none yet.
+
+        Raises RunFolderError (2) where it is not one of ours, ResumeError (3) where it is damaged.
+        """
+        with disk_errors(self.manifest_path):
+            if not self.manifest_path.is_file():
+                return {}
         try:
-            manifest = json.loads(self.manifest_path.read_text("utf-8"))
+            manifest = read_object(self.manifest_path)
         except (ValueError, OSError) as error:
-            raise RunFolderError(f"cannot be read: {error}", where=str(self.manifest_path)) from error
-        if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-            raise RunFolderError("is not the manifest of a Tunesmith run.", where=str(self.manifest_path))
+            remedy = "Restore it from a copy, or give the run another `name`; nothing was changed."
+            raise ResumeError(f"cannot be read: {error}.", where=str(self.manifest_path), remedy=remedy) from error
+        if manifest.get("kind") != KIND:
+            remedy = "Nothing was written. Give the run another name, or move the folder away."
+            raise RunFolderError(
+                "is not the manifest of a Tunesmith run.", where=str(self.manifest_path), remedy=remedy
+            )
         return manifest
 
     def update_manifest(self, values: Mapping[str, object]) -> None:

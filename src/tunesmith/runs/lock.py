@@ -150,7 +150,9 @@ def run_lock(
     """
     lock = RunLock(path, tell=tell)
     try:
-        if not only_if_there or path.parent.is_dir():
+        with disk_errors(path.parent):
+            there = path.parent.is_dir()
+        if there or not only_if_there:
             lock.take()
         yield lock
     finally:

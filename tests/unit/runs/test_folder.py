@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.errors import RunFolderError
+from tunesmith.errors import ResumeError, RunFolderError
 from tunesmith.runs.folder import create_or_open, open_run
 from tunesmith.version import VERSION
 
@@ -50,6 +50,14 @@ def test_foreign_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "app" / "manifest.json").write_text('{"name": "a web app"}')
     with pytest.raises(RunFolderError, match="not the manifest of a Tunesmith run"):
         create_or_open(tmp_path, "app")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 5000, '{"kind": NaN', "\x00"])
+def test_damaged_manifest_is_a_damaged_run(tmp_path: Path, content: str) -> None:
+    create_or_open(tmp_path, "run").manifest_path.write_text(content)
+    with pytest.raises(ResumeError, match=r"manifest\.json: cannot be read") as caught:
+        create_or_open(tmp_path, "run")
+    assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("name", ["file", "a" * 300])
