@@ -30,7 +30,7 @@ KEPT_DAYS = 60
 """An entry that no run has opened for so long is removed when another is made."""
 ABANDONED_DAYS = 2  # a temporary folder as old as this belongs to no living process
 UNFINISHED_DAYS = 14  # results of chunks wait so long for the start that goes on with them
-UNLOCKED_SECONDS = 60  # a temporary folder younger than this may not have its lock yet
+UNLOCKED_SECONDS = 5  # a temporary folder younger than this may not have its lock yet
 _UNFINISHED = "-chunks"
 
 
