@@ -253,6 +253,8 @@ def _is_a(value: object, hint: object) -> bool:
         return any(_is_a(value, each) for each in get_args(hint))
     if get_origin(hint) is dict:
         return isinstance(value, dict) and all(_is_a(each, get_args(hint)[1]) for each in value.values())
+    if hint is float:  # a whole number is written without a point: the loss scale counts its steps in one
+        return type(value) in (int, float)
     return hint is object or type(value) is hint
 
 
