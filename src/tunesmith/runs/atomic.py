@@ -182,9 +182,10 @@ def remove_folder(path: Path) -> None:
 def _remove_folder(path: Path) -> None:
     doomed = path.with_name(f"{TEMPORARY}removed-{path.name}-{os.getpid()}")
     with disk_errors(path):
-        if os.path.lexists(path) or not os.path.lexists(doomed):  # else an attempt before this one got so far
+        if os.path.lexists(path):  # else an attempt before this one got so far
             _remove_anything(doomed)
             path.rename(doomed)
+            fsync_path(path.parent)  # else a power cut could leave the old name on a folder with files missing
         _remove_anything(doomed)
 
 

@@ -39,7 +39,7 @@ from tunesmith.train.progress import Observer, Silent
 from tunesmith.train.resume import load_weights_of, resume
 from tunesmith.train.retry import StageMemory
 from tunesmith.train.rows import GoingOn, go_on_with_rows
-from tunesmith.train.saving import save_or_rescue
+from tunesmith.train.saving import finish_rotation, save_or_rescue
 from tunesmith.train.schedule import lr_multiplier
 from tunesmith.train.session import Session, step_batch
 from tunesmith.train.step import Array, Batch
@@ -136,6 +136,9 @@ def train_stage(
             keeps_best=stage.keep == "best",
         )
         state = rows.taken(state)
+        if machine.is_main:
+            keep = stage.keep_checkpoints
+            finish_rotation(folder.checkpoints, newest=state.step, keep=keep, best=state.best_step)
         session.watch.resume(state.step)
         session.memory.go_on(state.step, state.forest_tokens, state.tree_tokens)
         if state.scaler:

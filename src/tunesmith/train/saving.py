@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunesmith.errors import ResourceError, RunFolderError
-from tunesmith.runs.atomic import write_bytes
+from tunesmith.runs.atomic import remove_folder, write_bytes
 from tunesmith.runs.disk import patiently
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Records
+from tunesmith.train.checkpoint import list_steps, path_of
 
 RESCUE = "tunesmith-rescue-"
 REST = ".rest"
@@ -39,6 +40,17 @@ def save_or_rescue(
         patiently(lambda: write(folder.checkpoints), tell=tell)
     except (ResourceError, RunFolderError) as error:
         raise _with_rescue(error, folder, write, records=records, step=step) from error
+
+
+def finish_rotation(folder: Path, *, newest: int, keep: int, best: int | None) -> None:
+    """Remove what a process that was killed between a save and its rotation left, once `newest` was verified.
+
+    Newer ones are damaged and stay until a save takes their place: a person may want to look at them.
+    """
+    older = [step for step in list_steps(folder) if step <= newest]
+    for step in older[:-keep]:
+        if step != best:
+            remove_folder(path_of(folder, step))
 
 
 def _with_rescue(
