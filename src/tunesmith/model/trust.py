@@ -55,29 +55,29 @@ _NAMES_CODE = re.compile(r"_?(attn|experts)_implementation(_internal)?\Z|megatro
 _HARMLESS_CODE = (None, False, "megatron.core")  # what peft itself writes
 COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
-_allowed: ContextVar[bool] = ContextVar("remote_code_allowed", default=False)
-_pinned_code: set[str] = set()
-"""sha256 of every Python file of a pinned commit that was loaded here: a copy of it in a result may be run too."""
+_pinned_code: ContextVar[set[str] | None] = ContextVar("pinned_code", default=None)
+"""None: no code is run. Else sha256 of every Python file of the pinned commits that were loaded since code was
+allowed: a copy of it in a result may be run too."""
 
 
 @contextmanager
 def remote_code() -> Iterator[None]:
     """While the block lasts, code of a model's repository may be run at a pinned commit. For the command line only."""
-    token = _allowed.set(True)
+    token = _pinned_code.set(set())
     try:
         yield
     finally:
-        _allowed.reset(token)
+        _pinned_code.reset(token)
 
 
 def remote_code_allowed() -> bool:
     """Whether the command line said so."""
-    return _allowed.get()
+    return _pinned_code.get() is not None
 
 
 def require_pinned(model: Model) -> None:
     """Raises ModelError where remote code is allowed and the model's revision is not a whole commit."""
-    if _allowed.get() and COMMIT.match(model.revision or "") is None:
+    if remote_code_allowed() and COMMIT.match(model.revision or "") is None:
         raise ModelError(
             f"code is only run at a pinned commit, and model.revision is {model.revision or 'not set'}",
             where=f"--trust-remote-code, {model.path}",
@@ -90,8 +90,8 @@ def runs_code(model: Model, folder: Path) -> bool:
 
     Raises ModelError where it is allowed, but for no pinned commit, or the folder names code of another repository.
     """
-    named = _named_code(folder)
-    if not named or not _allowed.get():
+    named, pinned = _named_code(folder), _pinned_code.get()
+    if not named or pinned is None:
         return False
     elsewhere = [name for name in named if "--" in name]
     if elsewhere:
@@ -102,9 +102,9 @@ def runs_code(model: Model, folder: Path) -> bool:
         )
     shas = {hashlib.sha256(read_bytes(path)).hexdigest() for path in folder.glob("*.py")}
     if hub_commit(folder) is not None and hub_commit(folder) == model.revision:
-        _pinned_code.update(shas)
+        pinned.update(shas)
         return True
-    if shas and shas <= _pinned_code:
+    if shas and shas <= pinned:
         return True  # a result of this run: it carries the code of its base
     require_pinned(model)
     raise ModelError(
