@@ -1,4 +1,4 @@
-"""A tiny hub on this machine: what a download of a data set's files asks for, and nothing else."""
+"""A tiny hub on this machine: what a download of a data set's or a model's files asks for, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ Files = dict[str, bytes]
 
 @dataclass
 class Hub:
-    """One data set, `org/rows`: its commits, and the one that `main` is now. Every request is logged."""
+    """One repository, the data set or model `org/rows`: its commits, and the one that `main` is now. Every request is
+    logged."""
 
     commits: dict[str, Files] = field(default_factory=dict)
     main: str = ""
     refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
     log: list[str] = field(default_factory=list)
     endpoint: str = ""
+    kind: str = "datasets"  # or "models"
 
     def push(self, files: Files) -> str:
         """A new commit, which `main` moves to."""
@@ -36,20 +38,23 @@ class Hub:
         if self.refusal is not None:
             status, code = self.refusal
             return status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}"
-        if path.startswith("/api/datasets/org/rows/revision/"):
+        if path.startswith(f"/api/{self.kind}/org/rows/revision/"):
             sha = self._commit(path.rpartition("/")[2])
             if sha is None:
                 return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
             return 200, {}, json.dumps({"id": "org/rows", "sha": sha, "siblings": []}).encode()
-        if path.startswith("/api/datasets/org/rows/tree/"):
-            files = self.commits[path.rpartition("/")[2]]
+        if path.startswith(f"/api/{self.kind}/org/rows/tree/"):
+            files = self.commits.get(path.rpartition("/")[2])
+            if files is None:
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
             entries = [
                 {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                 for name, data in files.items()
             ]
             return 200, {}, json.dumps(entries).encode()
-        if path.startswith("/datasets/org/rows/resolve/"):
-            revision, _, name = path.removeprefix("/datasets/org/rows/resolve/").partition("/")
+        resolve = "/org/rows/resolve/" if self.kind == "models" else f"/{self.kind}/org/rows/resolve/"
+        if path.startswith(resolve):
+            revision, _, name = path.removeprefix(resolve).partition("/")
             sha = self._commit(revision)
             data = self.commits[sha].get(name) if sha else None
             if sha is None or data is None:

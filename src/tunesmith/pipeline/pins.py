@@ -6,19 +6,18 @@ reader of the run (resume, compare, chat, merge) takes the same files. Must not 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.errors import ModelError, ResumeError
 from tunesmith.model.load import model_folder
+from tunesmith.model.trust import COMMIT, hub_commit
 from tunesmith.recipe.load import LoadedRecipe, Origin
 from tunesmith.recipe.models import Model
 from tunesmith.recipe.resources import embedded
 
 KEY = "model_revision"
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_on_hub(model: Model) -> bool:
@@ -39,11 +38,11 @@ def pinned(loaded: LoadedRecipe, manifest: Mapping[str, object]) -> LoadedRecipe
     commit = _begun_on(model, begun)
     if commit is not None:
         _refuse_lost(model, commit)
-    elif model.revision is not None and _COMMIT.fullmatch(model.revision):
+    elif model.revision is not None and COMMIT.match(model.revision):
         return loaded
     else:
-        commit = model_folder(model).name
-        if not _COMMIT.fullmatch(commit):
+        commit = hub_commit(model_folder(model))
+        if commit is None:
             return loaded
     named = model.revision or "the newest"
     recipe = loaded.recipe.model_copy(update={"model": model.model_copy(update={"revision": commit})})
@@ -66,7 +65,7 @@ def _begun_on(model: Model, begun: object) -> str | None:
     if not isinstance(begun, dict) or begun.get("path") != model.path:
         return None
     commit = begun.get("commit")
-    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+    if not isinstance(commit, str) or not COMMIT.match(commit):
         return None
     return commit if model.revision in (begun.get("asked"), commit) else None
 
