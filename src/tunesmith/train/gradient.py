@@ -112,7 +112,9 @@ def _leave_out(session: Session, case: Case, finding: Finding, step: int, num_be
     if stage.on_nonfinite == "skip" and num_before < stage.max_nonfinite:
         number = f"{num_before + 1} of at most {stage.max_nonfinite}"
         rows = finding.rows or finding.forest_rows or tuple(tree.id for tree in case.batch.trees)
-        session.watch.left_out(step, f"no update was made, and the run goes on ({number}): {finding} {kept}", rows)
+        # no absolute path here: the line is the same wherever the run lies
+        session.watch.left_out(step, f"no update was made, and the run goes on ({number}): {finding}", rows)
+        session.observer.noted(kept)
         return Gradient(_no_result(case.batch), math.nan, left_out=True)
     limit = f"{num_before} steps were left out before it, and `max_nonfinite` allows no more. " if num_before else ""
     advice = (

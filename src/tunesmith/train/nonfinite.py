@@ -127,15 +127,14 @@ def _examine_forward(case: Case, base: Finding, logprob_N: Tensor) -> Finding:
     with torch.no_grad(), _watched(case.engine.model, seen), case.machine.seeded(_key(case, rank, micro)):
         again_N = case.engine.logprobs(micro.batch.trees).logprob_N
     lost = np.flatnonzero(~np.isfinite(logprob_N[micro.places_N].cpu().numpy()))
-    place = _token_of(micro.batch.trees, int(lost[0]))
+    first = _first_answers(case.batch.trees, micro)
+    place = _token_of(micro.batch.trees, first, int(lost[0]))
     came_back = not _is_finite(again_N)
     cause = seen.cause
     if came_back and not seen.module:
         cause = "every module's output is finite; it began in the head, or in its log-softmax"
     if seen.flat is not None and case.engine.backend != "plain":
-        place = _flat_place(micro.batch.trees, seen.flat, seen.num_tokens) or place
-    if micro.split:  # its trees hold one answer each, whose number is in the whole one
-        place = _in_whole(place, case.batch.trees, micro)
+        place = _flat_place(micro.batch.trees, first, seen.flat, seen.num_tokens) or place
     forest_rows = tuple(dict.fromkeys(tree.id for tree in micro.batch.trees))
     return replace(base, forest_rows=forest_rows, place=place, module=seen.module, cause=cause, came_back=came_back)
 
@@ -300,37 +299,44 @@ def _watched_gradients(trainable: Trainable, names: dict[int, list[str]]) -> Ite
             handle.remove()
 
 
-def _token_of(trees: Sequence[Tree], number: int) -> Place:
+def _first_answers(trees: Sequence[Tree], micro: Micro) -> list[int]:
+    """The number, in its row, of the first answer of each tree of a micro-batch: where memory was short, one of them
+    stands for a row's answer."""
+    if not micro.split:
+        return [0] * len(micro.batch.trees)
+    pairs = zip(micro.split, micro.batch.trees, strict=True)
+    return [
+        next(
+            place for place, each in enumerate(trees[number].branches) if np.array_equal(each.ids, one.branches[0].ids)
+        )
+        for number, one in pairs
+    ]
+
+
+def _token_of(trees: Sequence[Tree], first: Sequence[int], number: int) -> Place:
     """The trained token that the log-prob `number` of a forest is of."""
-    for tree in trees:
+    for tree, answer in zip(trees, first, strict=True):
         for index, length in enumerate(num_read(tree)):
             if number >= length:
                 number -= length
                 continue
             branch = tree.branches[index]
             token = int(np.flatnonzero(branch.trained)[number + int(branch.trained.sum()) - length])
-            return Place(tree.id, index, token, int(branch.ids[token]))
+            return Place(tree.id, answer + index, token, int(branch.ids[token]))
     raise AssertionError("no such trained token")
 
 
-def _in_whole(place: Place, trees: Sequence[Tree], micro: Micro) -> Place:
-    alone = next(tree for tree in micro.batch.trees if tree.id == place.row)
-    whole = next(trees[number] for number in micro.split if trees[number].id == place.row)
-    same = [number for number, each in enumerate(whole.branches) if np.array_equal(each.ids, alone.branches[0].ids)]
-    return place if place.answer is None or not same else replace(place, answer=same[0])
-
-
-def _flat_place(trees: Sequence[Tree], flat: int, num_tokens: int) -> Place | None:
+def _flat_place(trees: Sequence[Tree], first: Sequence[int], flat: int, num_tokens: int) -> Place | None:
     """The token at a place of a forest's flat sequence; None where the tensor is not of all the forest's tokens."""
     forest = build_forest(trees)
     if forest.num_tokens != num_tokens:
         return None
-    for tree, span in zip(trees, forest.spans, strict=True):
+    for tree, answer, span in zip(trees, first, forest.spans, strict=True):
         if not span.start <= flat < span.stop:
             continue
         token_id = int(forest.input_ids_T[flat])
         for index, (start, length) in enumerate(span.branch_starts()):
             if start <= flat < start + length:
-                return Place(tree.id, index, flat - start, token_id)
+                return Place(tree.id, answer + index, flat - start, token_id)
         return Place(tree.id, None, flat - span.start, token_id)
     return None

@@ -38,6 +38,8 @@ NORM_FACTOR = 20.0
 """Gradient norms of small batches differ by a few times from step to step."""
 RISE_FACTOR = 1.5
 """The usual loss has risen this much, and by LOSS_NATS, above its lowest: what does not come back is no spike."""
+ZERO_NORM = 1e-6
+"""What gradients of float32 leave that cancel (equal answers in a pair): about 1e-7 of a usual norm."""
 ZERO_STEPS = 3
 """Updates in a row without any gradient; one or two can be rows that a method has nothing to learn from."""
 MOVED_AFTER = 10
@@ -116,9 +118,12 @@ def norm_spike(recent: Sequence[Figures]) -> Sign | None:
 def zero_gradient(recent: Sequence[Figures]) -> Sign | None:
     """Nothing has pulled at any weight for some updates."""
     last = [one for one in recent if one.is_update][-ZERO_STEPS:]
-    if len(last) < ZERO_STEPS or any(one.norm != 0 for one in last):
+    if len(last) < ZERO_STEPS or not all(one.norm < ZERO_NORM for one in last):
         return None
-    text = f"the gradient was exactly zero in {ZERO_STEPS} updates in a row: nothing is learned"
+    text = (
+        f"the gradient was zero but for rounding (norm below {ZERO_NORM:g}) in {ZERO_STEPS} updates in a row: nothing "
+        "is learned, and AdamW makes steps of the usual size out of the rounding"
+    )
     causes = (
         "pairs whose answers are equal, or answers that the method has nothing to tell apart in",
         "a loss that is saturated: every answer is as likely as float32 can say",
