@@ -16,9 +16,10 @@ from tests.support.hub import Files, Hub, serving
 CANARY = b"import pathlib\npathlib.Path('canary').write_text('the script ran')\n"
 READ = """
 import json, sys
-from tunesmith.data.sources import open_source, read_rows
+from tunesmith.data.sources import hub, open_source, read_rows
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import Source
+hub.PAUSES_SECONDS = (0.01, 0.01, 0.01)
 for settings in json.loads(sys.argv[1]):
     source = Source(**settings)
     try:
@@ -110,12 +111,25 @@ def test_only_the_configuration_of_the_card_is_downloaded(tmp_path: Path) -> Non
         ((403, "GatedRepo"), "the data set is gated"),
         ((401, "GatedRepo"), "hf auth login"),
         ((500, "Oops"), "the hub cannot be reached"),
+        ((429, "TooMany"), "the hub cannot be reached"),
     ],
 )
 def test_refusals_of_the_hub(tmp_path: Path, refusal: tuple[int, str], message: str) -> None:
     with serving(Hub(refusal=refusal)) as hub:
         (found,) = read(tmp_path, hub, {"path": "org/rows"})
     assert message in str(found)
+
+
+@pytest.mark.parametrize("fault", ["busy", "down", "cut"])
+def test_a_hub_that_recovers_is_waited_for(tmp_path: Path, fault: str) -> None:
+    """F40: three refusals, or a file that breaks off twice; the fourth attempt has it."""
+    status = {"busy": (429, "TooMany"), "down": (503, "Down")}.get(fault)
+    rows = jsonl(*(f"text {number}" for number in range(4000)))
+    with serving(Hub(refusal=status, num_refused=3, num_cut=2 if fault == "cut" else 0)) as hub:
+        hub.push({"train.jsonl": rows})
+        (found,) = read(tmp_path, hub, {"path": "org/rows"})
+    assert isinstance(found, list), found
+    assert len(found[2]) == 4000
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ class Hub:
     commits: dict[str, Files] = field(default_factory=dict)
     main: str = ""
     refusal: tuple[int, str] | None = None  # status and X-Error-Code of every answer
+    num_refused: int = 1 << 30  # so many answers are refused, then it is over
+    num_cut: int = 0  # so many bodies of files break off in the middle
     log: list[str] = field(default_factory=list)
     endpoint: str = ""
     kind: str = "datasets"  # or "models"
@@ -35,7 +37,8 @@ class Hub:
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body."""
-        if self.refusal is not None:
+        if self.refusal is not None and self.num_refused > 0:
+            self.num_refused -= 1
             status, code = self.refusal
             return status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}"
         if path.startswith(f"/api/{self.kind}/org/rows/revision/"):
@@ -89,8 +92,10 @@ def serving(hub: Hub) -> Iterator[Hub]:
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
+            is_cut = with_body and hub.num_cut > 0 and "/resolve/" in path
+            hub.num_cut -= is_cut
             if with_body:
-                self.wfile.write(body)
+                self.wfile.write(body[: len(body) // 2] if is_cut else body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever, daemon=True)

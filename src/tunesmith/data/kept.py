@@ -14,7 +14,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,9 @@ def task_sha(task: Task) -> str:
 
 def encoded(result: ChunkResult) -> bytes:
     """A result as bytes: arrays, and the rest as JSON among them."""
-    packed, fates = result.packed, asdict(result.fates)
-    fates["examples"] = [line.decode() for line in result.fates.examples]
+    packed, columns = result.packed, result.fates
+    fates = {column.name: getattr(columns, column.name) for column in fields(columns)}  # asdict copies every cell
+    fates["examples"] = [line.decode() for line in columns.examples]
     rest = {
         "fates": fates,
         "ids": packed.ids,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,15 +34,15 @@ def default_cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "tunesmith" / "reference"
 
 
-def cache_key(engine: Engine, trees: Sequence[Tree], *, fingerprint: str) -> str:
-    """sha256 over everything that the numbers depend on: weights, tokens, dtype, backend, engine version.
+def cache_key(engine: Engine, shas: Iterable[str], *, fingerprint: str) -> str:
+    """sha256 over everything that the numbers depend on: weights, trees (by `shas`), dtype, backend, engine version.
 
     How trees were packed is not among it: that moves a log-prob by rounding only.
     """
     digest = hashlib.sha256()
     for part in (fingerprint, str(engine.dtype), str(engine.model.device.type), engine.backend, str(VERSION)):
         digest.update(part.encode() + b"\0")
-    for sha in sorted({tree.sha() for tree in trees}):
+    for sha in sorted(set(shas)):
         digest.update(sha.encode())
     return digest.hexdigest()
 
@@ -81,7 +81,7 @@ def reference_logprobs(
     parts, path = None, None
     with without_adapter(engine.model) if adapter_is_identity(engine.model) else nullcontext():
         if cache_folder is not None:
-            key = cache_key(engine, distinct, fingerprint=fingerprint)
+            key = cache_key(engine, shas, fingerprint=fingerprint)
             path = cache_folder / f"{key}.safetensors"
             ordered = pass_key(key, [shas[place] for place in places], forest_tokens=forest_tokens)
             parts = Parts(cache_folder / f"{key}.parts", ordered, tell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load, save
 
 from tests.support.models import tiny_model
 from tests.support.trees import random_trees
+from tunesmith.data.store import StoreWriter, TreeStore, pack
 from tunesmith.data.types import Tree
 from tunesmith.engine import reference_parts, retry
 from tunesmith.engine.engine import Engine
@@ -22,7 +24,7 @@ from tunesmith.engine.logprobs import Logprobs
 from tunesmith.engine.reference import reference_logprobs
 from tunesmith.engine.reference_parts import Parts, Phase
 from tunesmith.engine.retry import Budget
-from tunesmith.engine.scoring import Pass
+from tunesmith.engine.scoring import Pass, planned
 from tunesmith.errors import NumericsError
 
 SHAPES = [(4, (5, 3)), (2, (4, 6)), (7, (1, 2)), (3, (6, 1)), (9, (5, 4)), (2, (2, 2)), (6, (9, 3)), (5, (1, 1))]
@@ -336,3 +338,28 @@ def test_the_plan_goes_on_from_what_was_scored() -> None:
     state.done[3] = []
     state.lower(Budget(18, 10))
     assert [phase.num_forests for phase in state.phases] == [3, 1, None]
+
+
+def test_planning_reads_no_tree_and_scoring_one_forest_at_a_time(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows may be larger than memory: they lie on disk, and what was read is let go (F24)."""
+    writer = StoreWriter(tmp_path / "store")
+    writer.append(pack(TREES))
+    writer.close()
+    store = TreeStore(tmp_path / "store")
+    real, alive, most = TreeStore.__getitem__, set[int](), [0]
+
+    def spy(self: TreeStore, index: int) -> Tree:
+        tree = real(self, index)
+        alive.add(id(tree.prompt_ids))
+        weakref.finalize(tree.prompt_ids, alive.discard, id(tree.prompt_ids))
+        most[0] = max(most[0], len(alive))
+        return tree
+
+    monkeypatch.setattr(TreeStore, "__getitem__", spy)
+    forests = planned(store, [Phase(Budget(FOREST))])
+    assert most == [0]
+    found, _ = scored(engine, tmp_path / "cache", trees=store)  # type: ignore[arg-type]
+    assert 0 < most[0] <= max(map(len, forests)) + 1
+    assert equal(found, scored(engine, None)[0])

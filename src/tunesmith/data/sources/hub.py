@@ -2,14 +2,17 @@
 
 In: a source whose path is an id. Out: the commit, and a local folder with its data files; or one DataError.
 Only data files are downloaded, so a repository's scripts cannot run: they are not even here. A commit that lies in the
-hub's cache needs no network. Must not know: splits, rows.
+hub's cache needs no network; of one that was fetched in part, the files that are whole are not fetched again.
+Must not know: splits, rows.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tunesmith.data.sources.paths import ARCHIVES, SUFFIXES
@@ -21,6 +24,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CARD = ["README.md", ".huggingface.yaml"]
 _DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 _DATA_FILES = tuple(f"*{suffix}{packed}" for suffix in _DATA_SUFFIXES for packed in ("", ".gz", ".zst"))
+PAUSES_SECONDS = (1.0, 4.0, 15.0)
+"""Before the second and later attempts: a hub that is busy, or a broken line, is often over after some seconds."""
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_BROKEN = ("RemoteProtocolError", "ReadError", "ReadTimeout", "IncompleteRead", "ChunkedEncodingError")
+"""Of the transports that the hub's client has had: the line was there and broke. One that was never there is final."""
 _downloaded: dict[tuple[str, str], Path] = {}
 
 
@@ -135,12 +143,10 @@ def _data_only(path: str) -> list[str]:
 
 
 def _snapshot(source: Source, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        with quiet_hub():
-            folder = snapshot_download(source.path, repo_type="dataset", revision=revision, allow_patterns=patterns)
+        return _fetched(source, revision, patterns)
     except GatedRepoError as error:
         raise _refusal(
             source, "the data set is gated", "Ask for access on its page, then `hf auth login`.", error
@@ -155,7 +161,36 @@ def _snapshot(source: Source, revision: str | None, patterns: list[str]) -> Path
         raise _refusal(
             source, "no such local path, and the hub cannot be reached for a data set of this name", remedy, error
         ) from error
-    return Path(folder)
+
+
+def _fetched(source: Source, revision: str | None, patterns: list[str]) -> Path:
+    """The files, with patience that ends; the last error of the hub's client where it does."""
+    from huggingface_hub import snapshot_download
+
+    fetch = partial(snapshot_download, source.path, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    with quiet_hub():
+        for seconds in PAUSES_SECONDS:
+            try:
+                return Path(fetch())
+            except Exception as error:  # as in `_snapshot`
+                if not _is_transient(error):
+                    raise
+                time.sleep(seconds)
+        return Path(fetch())
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same request may well succeed in some seconds."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, HfHubHTTPError) and seen.response is not None:
+            return seen.response.status_code in _TRANSIENT
+        if type(seen).__name__ in _BROKEN:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _refusal(source: Source, what: str, remedy: str, error: Exception) -> DataError:
