@@ -78,6 +78,7 @@ class Server:
         """`tunesmith ARGUMENTS` in `folder`, with caches of its own there."""
         self._number += 1
         output = folder / f"output-{self._number}.txt"
+        output.touch()
         request = {"folder": str(folder), "output": str(output), "arguments": arguments, "prepare": prepare}
         return Command(self, self.ask(request)["pid"], output)
 
@@ -127,11 +128,10 @@ def _become(request: dict[str, str]) -> int:
         os.setsid()
         os.chdir(request["folder"])
         os.environ["XDG_CACHE_HOME"] = f"{request['folder']}/cache"
-        with open(request["output"], "wb", buffering=0) as file, open(os.devnull, "rb") as nothing:
-            os.dup2(nothing.fileno(), 0)
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115
+        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT, 0o600)
+        for number, handle in enumerate((os.open(os.devnull, os.O_RDONLY), output, output)):
+            os.dup2(handle, number)
+        sys.stdin = os.fdopen(0, encoding="utf-8")  # what the server has read ahead is not the command's
         exec(request["prepare"], {})
         main(request["arguments"])
     except SystemExit as end:

@@ -131,7 +131,8 @@ class StopRequest:
             )
 
     def _ask(self, number: int, reason: str) -> None:
-        self._reason, self._deadline = reason, clock() + self._within
+        before_limit = max(0.0, self.limit_seconds()) if reason == LIMIT else 0.0  # the save has this time, too
+        self._reason, self._deadline = reason, clock() + before_limit + self._within
         self._number = int(number)  # last: whoever sees it sees the others
 
 

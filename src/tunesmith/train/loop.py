@@ -221,10 +221,12 @@ def _train(session: Session, state: State) -> StageOutcome:
         while state.step < session.num_steps:
             state = _step(bound(session, state), replace(state, step=state.step + 1))
             state, is_best = _evaluate_if_due(bound(session, state), state)
-            number = stop_number(session, evaluates_next=_is_due(session, state.step + 1, session.stage.eval_every))
+            evaluates_next = _is_due(session, state.step + 1, session.stage.eval_every)
+            number = stop_number(session, evaluates_next=evaluates_next)
             due = _is_due(session, state.step, session.stage.save_every)
             if number or is_best or due or session.records.behind:
                 _save(session, state)
+                number = stop_number(session, evaluates_next=evaluates_next)  # one may have come meanwhile
             if number:
                 raise stopped(session, state.step, number)
     result_step = state.step
