@@ -57,7 +57,7 @@ def recipe(folder: Path, name: str, *, threads: int) -> Path:
     }
     content = {
         "name": name,
-        "runs_folder": str(folder / "runs"),
+        "runs_folder": str(folder / "runs" / name),
         "model": {"path": str(folder / "model")},
         "threads": threads,
         "stages": [stage],
@@ -101,7 +101,7 @@ def measure(folder: Path, workload: Workload) -> dict[str, object]:
     """Time a run up to its first step."""
     name = f"run-{time.time_ns()}"
     path = recipe(folder, name, threads=workload.num_threads)
-    record = folder / "runs" / name / "stages" / "dpo" / "timings.jsonl"
+    record = folder / "runs" / name / name / "stages" / "dpo" / "timings.jsonl"
     begin = time.monotonic()
     process = start_run(path, own_environment(folder))
     while not (record.is_file() and record.stat().st_size) and process.poll() is None:

@@ -10,7 +10,7 @@ import pytest
 import tunesmith
 from tests.support.folders import make_run_inputs, tiny_recipe
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.pipeline import stage as stage_module
+from tunesmith.pipeline import disk
 from tunesmith.recipe.load import load_recipe
 
 
@@ -26,6 +26,11 @@ def _steady(inputs: Path, name: str, **changes: object) -> dict[str, object]:
     assert isinstance(stages, list)
     recipe["stages"] = [stages[0] | {"schedule": "constant", "warmup_fraction": 0.0, "learning_rate": 1e-2} | changes]
     return recipe
+
+
+def _alone(recipe: dict[str, object]) -> dict[str, object]:
+    """In a folder of its own, where there is no finished stage to be copied."""
+    return recipe | {"runs_folder": f"{recipe['runs_folder']}-{recipe['name']}"}
 
 
 def _adapter(run: Path) -> bytes:
@@ -60,7 +65,7 @@ def test_more_steps_go_on_behind_the_last_and_equal_an_uninterrupted_run(inputs:
     short = tunesmith.run(_steady(inputs, "grown", max_steps=1))
     first = _adapter(short)
     grown = tunesmith.run(_steady(inputs, "grown", max_steps=2))
-    whole = tunesmith.run(_steady(inputs, "whole", max_steps=2))
+    whole = tunesmith.run(_alone(_steady(inputs, "whole", max_steps=2)))
     assert _adapter(grown) == _adapter(whole) != first
     metrics = "stages/sft/metrics.jsonl"
     assert (grown / metrics).read_bytes() == (whole / metrics).read_bytes()
@@ -80,13 +85,13 @@ def test_cadence_may_change(inputs: Path) -> None:
 
 
 def test_two_runs_of_one_recipe_are_bitwise_equal(inputs: Path) -> None:
-    one, two = tunesmith.run(_steady(inputs, "one")), tunesmith.run(_steady(inputs, "two"))
+    one, two = tunesmith.run(_steady(inputs, "one")), tunesmith.run(_alone(_steady(inputs, "two")))
     other = tunesmith.run(_steady(inputs, "other") | {"seed": 1})
     assert _adapter(one) == _adapter(two) != _adapter(other)
 
 
 def test_a_full_disk_is_known_before_training(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_module, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1000)
     with pytest.raises(ResourceError, match="1,000 are free"):
         tunesmith.run(_steady(inputs, "full-disk"))
 

@@ -34,6 +34,22 @@ def test_a_change_reads_as_before_and_after() -> None:
     (change,) = diff_recipes(old, new)
     assert str(change) == "stages[1].beta: 0.1 -> 0.3"
     assert not change.safe
+    assert change.why == "the steps that were taken would have been others with it"
+    assert change.stage_number == 1
+
+
+def test_values_read_as_a_recipe_writes_them() -> None:
+    old = parse_recipe(BASE).recipe
+    new = parse_recipe(BASE, ["stages.dpo.max_steps=null", "stages.sft.offload_activations=true"]).recipe
+    texts = [str(change) for change in diff_recipes(old, new)]
+    assert texts == ["stages[0].offload_activations: false -> true", "stages[1].max_steps: 50 -> null"]
+
+
+def test_every_safe_kind_says_why() -> None:
+    old, new = parse_recipe(BASE).recipe, parse_recipe(BASE, ["runs_folder=elsewhere"]).recipe
+    (change,) = diff_recipes(old, new)
+    assert (change.safe, change.stage_number) == (True, None)
+    assert change.why == "it says where files lie, not what is in them"
 
 
 @pytest.mark.parametrize(
