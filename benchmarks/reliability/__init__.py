@@ -1,0 +1,1 @@
+"""The same faults done to Tunesmith, the Hugging Face Trainer and TRL."""
