@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.folders import make_run_inputs, pairs, questions, tiny_recipe, write_rows
 from tunesmith.cli.main import main
+from tunesmith.pipeline import run as run_module
 from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.run import run_recipe
 from tunesmith.recipe.load import parse_recipe
@@ -228,6 +229,27 @@ def test_accepted_rows_begin_the_epoch_again_and_are_recorded(bench: Bench, caps
     # ... and what was trained on two versions is nobody else's stage
     bench.recipe["name"] = "other"
     assert not bench.start(_Watcher()).said("stage sft: copied from")
+
+
+@pytest.mark.parametrize("cut", ["_write_recipe", "write_ledgers", "run_stage"])
+def test_what_was_accepted_stays_so_when_the_start_is_killed(
+    cut: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    write_rows(bench.folder / "sft.jsonl", questions(12))
+    old_ledger = bench.run_folder.ledger_path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, cut, killed)
+        with pytest.raises(KeyboardInterrupt):
+            bench.start(accept=True)
+    watcher = _Watcher("sft", 4)
+    with contextlib.suppress(_Break):
+        bench.start(watcher)  # without the flag
+    assert watcher.said("sft starts at 3 of 6")
+    assert (bench.run_folder.path / "ledger-before-1.parquet").read_bytes() == old_ledger
+    assert pq.read_table(bench.run_folder.ledger_path).num_rows == 12 + 8 + 4
 
 
 def test_a_finished_stage_keeps_its_rows(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

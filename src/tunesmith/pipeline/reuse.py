@@ -24,10 +24,7 @@ from tunesmith.runs.atomic import publish_folder, write_bytes
 from tunesmith.runs.folder import RunFolder
 from tunesmith.runs.inventory import find_change, read_object
 
-RECORDS = (
-    *("metrics.jsonl", "timings.jsonl", "eval.jsonl", "warnings.jsonl", "budget.jsonl", "memory.json"),
-    "skipped.jsonl",
-)
+RECORDS = ("metrics.jsonl", "timings.jsonl", "eval.jsonl", "warnings.jsonl", "budget.jsonl", "memory.json")
 KEY = "reused"
 """Of the manifest: by stage, the run that it was copied from."""
 _FREE = {"save_every", "keep_checkpoints", "forest_tokens", "gradient_checkpointing", "offload_activations"}

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.folders import make_run_inputs, tiny_recipe
 from tunesmith.model.results import read_result
+from tunesmith.pipeline import reuse
 from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.run import run_recipe
 from tunesmith.recipe.load import load_recipe, parse_recipe
@@ -148,6 +149,24 @@ def test_damaged_neighbours_are_passed_over(inputs: Path, runs: str) -> None:
         (folder / "result.json").write_bytes(content)
     _, notes = run(inputs, "second", runs=runs)
     assert notes.said(f"copied from {first(runs)}")
+
+
+@pytest.mark.parametrize("cut", ["_check", "write_bytes", "_remember", "finish_stage"])
+def test_a_copy_that_is_cut_short_is_no_result(
+    cut: str, inputs: Path, runs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reuse, cut, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, "second", runs=runs)
+    assert not (Path(runs) / "second/stages/sft/result.json").exists()
+    again, notes = run(inputs, "second", runs=runs)
+    assert notes.said("copied from")
+    name = "adapter/adapter_model.safetensors"
+    assert (again.stage("sft").path / name).read_bytes() == (first(runs) / "stages/sft" / name).read_bytes()
 
 
 def test_a_copy_that_is_trained_further_is_no_copy_any_more(inputs: Path, runs: str) -> None:
