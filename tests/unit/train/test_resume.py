@@ -21,6 +21,7 @@ from tests.support.training import Trial, dpo_stage, full_engine, sft_stage, wei
 from tunesmith.errors import ResumeError, StoppedError
 from tunesmith.recipe.models import DpoStage, Full, Lora, Replay, SftStage, Source
 from tunesmith.runs.atomic import sha256_file
+from tunesmith.runs.inventory import digest
 from tunesmith.runs.records import Value, read_records
 from tunesmith.runs.stop import REPEAT_SECONDS
 from tunesmith.train.checkpoint import MANIFEST, OPTIMIZER, STATE, WEIGHTS, list_steps
@@ -297,3 +298,95 @@ def test_every_optimizer_resumes_bit_by_bit(tmp_path: Path, kind: str) -> None:
     assert ("torch.uint8" in types) == kind.endswith("8bit")
     for name in ("metrics.jsonl", *(f"checkpoints/step-3/{file}" for file in (WEIGHTS, OPTIMIZER, STATE))):
         assert (trials[0].folder / name).read_bytes() == (trials[1].folder / name).read_bytes(), name
+
+
+def test_a_damaged_best_checkpoint_is_refused_at_the_start_and_not_after_the_last_step(tmp_path: Path) -> None:
+    stage = sft_stage(tuning=LORA, keep="best", learning_rate=0.5, **(CADENCE | {"save_every": 1, "eval_every": 1}))
+    trial = Trial(tmp_path, stage)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(8))
+    newest = json.loads((tmp_path / "checkpoints/step-7" / STATE).read_text())
+    best = newest["best_step"]
+    assert best < 7  # the rate is so high that the first steps are the best
+    weights = tmp_path / f"checkpoints/step-{best}" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ResumeError, match=rf"step-{best}: the checkpoint of the best step so far: {WEIGHTS} has"):
+        trial.run()
+    shutil.rmtree(weights.parent)
+    with pytest.raises(ResumeError, match="the best step so far: is missing"):
+        trial.run()
+    final = replace(trial, stage=stage.model_copy(update={"keep": "final"}))
+    assert final.run()[0].result_step == 9  # as the remedy says
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"threads": 64}, "threads 64, now 1"),
+        ({"torch_version": "1.13.0"}, "torch 1.13.0, now 2"),
+        ({"attention": "varlen"}, "the attention kernel varlen, now sdpa"),
+        ({"asked_tokens": 4096}, "tokens of a micro-batch 4096, now 90"),
+        ({"checkpointing": "full"}, "gradient checkpointing full, now none"),
+    ],
+)
+def test_what_rounds_otherwise_is_told_and_the_stage_goes_on(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    """F13 and its kin: the bitwise promise is void, and that is said once."""
+    whole, _ = unbroken("sft, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(3))
+    edit_state(tmp_path / "checkpoints/step-2", changes)
+    notes = Notes()
+    assert trial.run(notes)[0].resumed_step == 2
+    told = [text for text in notes.texts if "the result can differ in rounding" in text]
+    assert len(told) == 1
+    assert said in told[0]
+    assert told[0].count(", now ") == 1  # the others are as they were
+
+
+def edit_state(path: Path, changes: dict[str, object]) -> None:
+    """Write other values into a checkpoint's state, with a manifest that agrees."""
+    state = json.loads((path / STATE).read_text()) | changes
+    (path / STATE).write_text(json.dumps(state))
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][STATE] = {"bytes": (path / STATE).stat().st_size, "sha256": sha256_file(path / STATE)}
+    (path / MANIFEST).write_text(json.dumps(manifest | {"files_sha256": digest(manifest["files"])}))
+
+
+def test_a_lowered_budget_is_the_checkpoint_s_also_where_its_record_is_lost(tmp_path: Path) -> None:
+    """budget.jsonl says at which step memory ran out; without it the steps to come still have the lowered budget."""
+    whole, _ = unbroken("sft, lora, dropout")
+    trial = replace(whole, folder=tmp_path)
+    with pytest.raises(ConnectionAbortedError):
+        trial.run(Crash(3))
+    edit_state(tmp_path / "checkpoints/step-2", {"forest_tokens": 45, "tree_tokens": 30})
+    trial.run()
+    state = json.loads((tmp_path / "checkpoints/step-9" / STATE).read_text())
+    assert (state["asked_tokens"], state["forest_tokens"], state["tree_tokens"]) == (90, 45, 30)
+    other = replace(trial, stage=trial.stage.model_copy(update={"forest_tokens": 80, "epochs": 4}))
+    other.run()  # another size was asked for, so the old lowering says nothing
+    state = json.loads((tmp_path / "checkpoints/step-12" / STATE).read_text())
+    assert (state["asked_tokens"], state["forest_tokens"], state["tree_tokens"]) == (80, 80, None)
+
+
+@pytest.mark.parametrize("field", ["template", "base"])
+def test_another_template_or_base_is_refused(tmp_path: Path, field: str) -> None:
+    """F10: what `pipeline` hands down as hashes is compared field by field; so are tensors' shapes (another rank)."""
+    whole, _ = unbroken("sft, lora, dropout")
+    path = tmp_path / "stage"
+    shutil.copytree(whole.folder, path)
+    identity = json.loads((path / "checkpoints/step-9" / STATE).read_text())["identity"]
+    edit_state(path / "checkpoints/step-9", {"identity": identity | {f"input.{field}": "another"}})
+    with pytest.raises(ResumeError, match=rf"input\.{field}: 'another' there"):
+        replace(whole, folder=path).run()
+
+
+def test_another_rank_is_refused(tmp_path: Path) -> None:
+    whole, _ = unbroken("sft, lora, dropout")
+    path = tmp_path / "stage"
+    shutil.copytree(whole.folder, path)
+    stage = whole.stage.model_copy(update={"tuning": Lora(r=8, dropout=0.1)})
+    with pytest.raises(ResumeError, match=r"stage\.tuning: \{[\s\S]*'r': 4[\s\S]* there"):
+        replace(whole, folder=path, stage=stage).run()
