@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tests.support.training import Trial, dpo_stage, sft_stage
+from tests.support.training import Trial, completion_stage, dpo_stage, sft_stage
 from tunesmith.recipe.models import Lora, Replay, Source
 from tunesmith.runs.records import read_records
 
@@ -25,6 +25,7 @@ REPLAY = Replay(sources=[Source(path="y")], examples_per_step=2)
 # 11 rows, 4 a step: every epoch ends with a short step. Dropout off: other kernels draw otherwise.
 STAGES = {
     "sft": sft_stage(**SHARED, learning_rate=2e-3, tuning=Lora(r=4), replay=REPLAY),
+    "completion": completion_stage(**SHARED, learning_rate=2e-3, tuning=Lora(r=4)),
     "dpo": dpo_stage(**SHARED, learning_rate=5e-4, tuning=Lora(r=4), beta=0.1, label_smoothing=0.05),
 }
 

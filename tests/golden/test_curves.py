@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
 from tests.golden.curves import NUM_STEPS, STAGES, curves_of, path_of
+from tunesmith.recipe.models import Stage
 
 TOLERANCE = 1e-6
 """Relative, float32 on one thread. Other instruction sets (SSE, AVX2, AVX-512) differ by up to 4e-7."""
@@ -31,3 +33,8 @@ def test_curve_is_the_golden_one(name: str) -> None:
 def test_golden_loss_falls_by_a_quarter(name: str) -> None:
     losses = json.loads(path_of(name).read_text())["loss"]
     assert losses[-1] < 0.75 * losses[0]
+
+
+def test_every_method_has_a_curve() -> None:
+    methods = {get_args(kind.model_fields["method"].annotation)[0] for kind in get_args(get_args(Stage)[0])}
+    assert set(STAGES) == methods

@@ -20,7 +20,7 @@ from tunesmith.engine.logprobs import Logprobs
 from tunesmith.model.adapters import add_adapter
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective, Result, Sum, objective_of
-from tunesmith.recipe.models import DpoStage, Full, Lora, SftStage, Source
+from tunesmith.recipe.models import CompletionStage, DpoStage, Full, Lora, SftStage, Source
 from tunesmith.runs.folder import StageFolder
 from tunesmith.train.loop import References, StageOutcome, train_stage
 from tunesmith.train.progress import Observer
@@ -110,6 +110,12 @@ def dpo_stage(**changes: Any) -> DpoStage:
     return DpoStage(**(values | {"forest_tokens": 90, "tuning": Lora(r=4)} | changes))
 
 
+def completion_stage(**changes: Any) -> CompletionStage:
+    """A short stage of plain text."""
+    values: dict[str, Any] = {"name": "text", "train": [Source(path="x")], "learning_rate": 1e-2, "batch_size": 4}
+    return CompletionStage(**(values | {"forest_tokens": 90, "tuning": Lora(r=4)} | changes))
+
+
 def spread_objective() -> Objective:
     """A coupled method made up for tests: the squared distance of each pair's margin from the step's mean margin.
 
@@ -130,7 +136,7 @@ class Trial:
     """A stage in a folder that can be run, broken off and run again, each time from the same start."""
 
     folder: Path
-    stage: SftStage | DpoStage
+    stage: SftStage | CompletionStage | DpoStage
     family: str = "llama"
     dropout: float = 0.1
     num_train: int = 11
@@ -151,7 +157,8 @@ class Trial:
     ) -> tuple[StageOutcome, Engine]:
         """Run, or go on."""
         engine = engine or self.engine()
-        trees = pair_trees(self.num_train + 4) if isinstance(self.stage, DpoStage) else answer_trees(self.num_train + 4)
+        rows = {"dpo": pair_trees, "completion": text_trees}.get(self.stage.method, answer_trees)
+        trees = rows(self.num_train + 4)
         train, heldout = trees[: self.num_train], trees[self.num_train :]
         references: References | None = None
         if isinstance(self.stage, DpoStage):
