@@ -9,13 +9,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help quickstart test lint format typecheck bench bench-data clean
+.PHONY: help quickstart test fuzz reliability soak lint format typecheck bench bench-data clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make quickstart   SFT, DPO and the comparison on an embedded tiny model, with a report (minutes, CPU)"
 	@echo "make test         every test"
+	@echo "make soak         200 kills of real runs, compared byte by byte (ARGS=\"--kills 50\" for fewer)"
 	@echo "make lint         ruff: rules and format        make typecheck   mypy --strict on src"
+	@echo "make fuzz         10,000 damaged files, none of which may crash, hang or fill the memory"
+	@echo "make reliability  run what docs/reliability.md names and write the page anew"
 	@echo "make format       let ruff rewrite              make bench       measure against TRL"
 	@echo "make clean        remove .venv, caches and builds; runs/ stays"
 
@@ -24,6 +27,15 @@ quickstart: $(CORE)
 
 test: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+soak: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.kill_soak $(ARGS)
+
+fuzz: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --cases 10000 --json benchmarks/results/fuzz.json $(ARGS)
+
+reliability: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.page $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
