@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from tests.support.commands import Command, Server, serving
 from tests.support.folders import make_run_inputs, questions, tiny_recipe, write_rows
+from tunesmith.runs.lock import run_lock
 from tunesmith.train.checkpoint import find_problem, list_steps
 
 NUM_STEPS = 9
@@ -256,6 +257,19 @@ def test_other_commands_end_at_once_and_leave_nothing_half_done(
     assert sorted(str(path) for path in run.rglob("*")) == before
 
 
+def test_a_run_whose_lock_was_deleted_and_taken_stops_before_it_saves(
+    server: Server, inputs: Inputs, tmp_path: Path
+) -> None:
+    owner = server.start(tmp_path, "run", inputs.sft, prepare=HOOKS + "slow.slow_steps(1.0, at=6)")
+    owner.until_said("slow step 6")
+    path = tmp_path / "runs/tiny/run.lock"
+    path.unlink()
+    with run_lock(path):
+        assert owner.wait() == 6, owner.text()
+        assert "has taken this run away" in owner.text()
+        assert max(_steps(tmp_path)) == 4
+
+
 def test_a_second_process_is_kept_out_and_readers_are_not(server: Server, inputs: Inputs, tmp_path: Path) -> None:
     """A comparison or a merge reads finished stages and writes what the run does not: it waits for nobody."""
     run = tmp_path / "runs/tiny"
@@ -268,5 +282,9 @@ def test_a_second_process_is_kept_out_and_readers_are_not(server: Server, inputs
     code, text = server.run(tmp_path, "compare", str(run))
     assert code == 2, text  # no stage is finished yet
     assert "Traceback" not in text
+    finished = Path(inputs.sft).parent / "runs/tiny"
+    with run_lock(finished / "run.lock"):
+        code, text = server.run(tmp_path, "merge", str(finished), "--to", str(tmp_path / "merged"))
+    assert code == 0, text
     assert owner.wait() == 0, owner.text()
     assert _results(tmp_path) == inputs.whole

@@ -72,6 +72,7 @@ def _run(loaded: LoadedRecipe, watcher: Logged, allowed: RunOptions, stop: StopR
     data_lines(checked, prepared)
     template_lines(checked, prepared.renderer)
     lock.take()
+    stop.require(lock.check)
     run = create_or_open(recipe.runs_folder, recipe.name)
     with watcher.writing(run.path):
         account = account_of(loaded, prepared) | pin_entry(asked, loaded, run.read_manifest())

@@ -134,7 +134,6 @@ def run_stage(job: StageJob) -> None:
     if policy.added.note:
         job.observer.noted(policy.added.note)
     refuse_needs({job.stage.name: stage_need_bytes(job.stage, weight_bytes(policy.model), job.run)}, job.run.path)
-    safe_point()
     job.observer.noted(apply_kernels(policy.model, job.model.kernels))
     if job.model.compile:
         job.observer.noted(compile_layers(policy.model))
@@ -161,7 +160,6 @@ def run_stage(job: StageJob) -> None:
     )
     packing = packing_report(job.prepared.train, plan.forest_tokens, batch_size=job.stage.batch_size, seed=job.seed)
     job.observer.noted(packing.line())
-    safe_point()
     outcome = train_stage(
         engine=engine,
         stage=job.stage,

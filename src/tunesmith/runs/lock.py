@@ -131,13 +131,17 @@ class RunLock:
                 remedy = _WAIT if owner.get("host") == socket.gethostname() else f"If it is gone, delete {self._path}."
                 raise _locked(self._path, owner, remedy)
             with suppress(FileNotFoundError):
-                self._path.rename(temporary)
-                if _owner_at(temporary) != owner:  # somebody was faster, and this is theirs: put it back
-                    with suppress(FileExistsError):
-                        os.link(temporary, self._path)
-                else:
-                    self._say_taken_over(owner)
-                temporary.unlink()
+                self._move_away(owner, temporary)
+
+    def _move_away(self, owner: dict[str, str], temporary: Path) -> None:
+        """Remove the lock of an owner that is gone; of two that try, one does."""
+        self._path.rename(temporary)
+        if _owner_at(temporary) == owner:
+            self._say_taken_over(owner)
+        else:  # somebody was faster, and this is theirs: put it back
+            with suppress(FileExistsError):
+                os.link(temporary, self._path)
+        temporary.unlink()
 
 
 @contextmanager

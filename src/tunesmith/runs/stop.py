@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import FrameType
 
@@ -52,6 +52,7 @@ class StopRequest:
         self._received: float | None = None
         self._took: dict[str, list[float]] = {}
         self._expected: dict[str, float] = {}
+        self._required: list[Callable[[], None]] = []
 
     @property
     def number(self) -> int:
@@ -106,8 +107,13 @@ class StopRequest:
         """Seconds of the longest of the last few pieces of a kind; where there was none, what is expected."""
         return max(self._took.get(kind, ()), default=self._expected.get(kind, 0.0))
 
+    def require(self, check: Callable[[], None]) -> None:
+        """Call `check` at every safe point, too: it raises where the command may not go on."""
+        self._required.append(check)
+
     def is_due(self, *kinds: str) -> bool:
         """Whether to stop now: asked to, or the limit would pass while one more piece of each kind is done."""
+        self._check()
         needed = _EXIT_SECONDS + _SLACK * sum(self.longest(kind) for kind in kinds)
         if not self.number and self.limit_seconds() < needed:
             self._ask(signal.SIGTERM, LIMIT)
@@ -125,10 +131,19 @@ class StopRequest:
 
     def raise_if_requested(self, where: str = "", kept: str = "what was done so far is kept") -> None:
         """A safe point outside of the training loop. Raises StoppedError (143, 130) where a stop was asked for."""
-        if self.number:
-            raise StoppedError(
-                f"stopped by {self.reason}; {kept}.", signal_number=self.number, where=where, remedy=GOES_ON
-            )
+        self._check()
+        if not self.number:
+            return
+        more_time = " Give `save_before` more time: it passed before the first step." if self._is_too_short() else ""
+        what = f"stopped by {self.reason}; {kept}."
+        raise StoppedError(what, signal_number=self.number, where=where, remedy=GOES_ON + more_time)
+
+    def _check(self) -> None:
+        for check in self._required:
+            check()
+
+    def _is_too_short(self) -> bool:
+        return self._reason == LIMIT and "step" not in self._took
 
     def _ask(self, number: int, reason: str) -> None:
         before_limit = max(0.0, self.limit_seconds()) if reason == LIMIT else 0.0  # the save has this time, too

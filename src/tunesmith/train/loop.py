@@ -223,8 +223,7 @@ def _train(session: Session, state: State) -> StageOutcome:
             state, is_best = _evaluate_if_due(bound(session, state), state)
             evaluates_next = _is_due(session, state.step + 1, session.stage.eval_every)
             number = stop_number(session, evaluates_next=evaluates_next)
-            due = _is_due(session, state.step, session.stage.save_every)
-            if number or is_best or due or session.records.behind:
+            if number or is_best or session.records.behind or _is_due(session, state.step, session.stage.save_every):
                 _save(session, state)
                 number = stop_number(session, evaluates_next=evaluates_next)  # one may have come meanwhile
             if number:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.errors import StoppedError
+from tunesmith.errors import LockedError, StoppedError
 from tunesmith.runs import clock as clocks
 from tunesmith.runs import stop as stops
 from tunesmith.runs.stop import REPEAT_SECONDS, StopRequest, Terminated, ends_at_once, stop_requests
@@ -117,9 +117,20 @@ def test_the_limit_that_passes_in_other_work_is_a_request(monkeypatch: pytest.Mo
     clock.seconds += 59
     stop.raise_if_requested()
     clock.seconds += 2
-    with pytest.raises(StoppedError, match="stopped by `save_before`") as caught:
+    with pytest.raises(StoppedError, match=r"stopped by `save_before`[\s\S]*more time") as caught:
         stop.raise_if_requested()
     assert caught.value.signal_number == signal.SIGTERM
+
+
+def test_what_is_required_is_asked_at_every_safe_point() -> None:
+    def check() -> None:
+        raise LockedError("another process owns it")
+
+    stop = StopRequest()
+    stop.require(check)
+    for safe_point in (stop.raise_if_requested, stop.is_due):
+        with pytest.raises(LockedError):
+            safe_point()
 
 
 def test_the_wall_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
