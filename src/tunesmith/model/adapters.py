@@ -6,6 +6,7 @@ model inside it, whose linear layers now carry the adapter. Must not know: data,
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from tunesmith.model.lora import FusedLinear, fused_quantized
 from tunesmith.model.quantized import is_quantized
 from tunesmith.model.trust import check_folder, refuse_pickles
 from tunesmith.recipe.models import Lora
+from tunesmith.runs.atomic import write_text
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -185,11 +187,21 @@ def save_adapter(adapted: PeftModel, folder: Path) -> None:
     """Write the adapter as plain peft, and read it back: every tensor there, finite, of its shape and value."""
     weights = _weights_of(adapted)
     adapted.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=_with_matrices(adapted))
+    _put_in_order(folder / CONFIG)
     written = _read_weights(folder)
     for name, tensor in weights.items():
         kept = written.get(name)
         if kept is None or kept.numel() == 0 or not torch.equal(kept, tensor.detach().cpu()):
             raise ModelError(f"the saved adapter lost {name}", where=str(folder), remedy="Check the disk; run again.")
+
+
+def _put_in_order(path: Path) -> None:
+    """peft keeps modules' names in sets, and a set's order is the process's: one adapter would have many hashes."""
+    config = json.loads(path.read_text("utf-8"))
+    for name, value in config.items():
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            config[name] = sorted(value)
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def inner_model(adapted: PeftModel) -> PreTrainedModel:
