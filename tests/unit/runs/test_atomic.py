@@ -95,3 +95,71 @@ def test_disk_errors_have_exit_codes(tmp_path: Path, number: int, kind: type[Run
         raise OSError(number, os.strerror(number))
     assert caught.value.exit_code == code
     assert str(tmp_path) in str(caught.value)
+
+
+def test_modes_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        atomic.make_folder(tmp_path / "runs" / "first")
+        atomic.write_text(tmp_path / "runs" / "a.json", "{}")
+        atomic.append_bytes(tmp_path / "runs" / "b.jsonl", b"{}\n")
+        with atomic.publish_folder(tmp_path / "runs" / "model") as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / "weights").write_text("by a library")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "runs", *(tmp_path / "runs").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_planted_links_are_replaced_and_not_followed(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "a.json"
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    (tmp_path / f".tmp-a.json-{os.getpid()}").symlink_to(victim)
+    atomic.write_text(path, "new")
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    assert path.read_text() == "new"
+
+
+def test_planted_links_in_the_place_of_folders_are_replaced_and_not_followed(tmp_path: Path) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "model"
+    victim.mkdir()
+    (victim / "thesis").write_text("precious")
+    target.symlink_to(victim)
+    (tmp_path / f".tmp-model-{os.getpid()}").symlink_to(victim)
+    with atomic.publish_folder(target) as folder:
+        (folder / "weights").write_text("new")
+    assert [path.name for path in victim.iterdir()] == ["thesis"]
+    assert not target.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["weights"]
+
+
+def test_records_are_not_appended_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "metrics.jsonl").symlink_to(victim)
+    with pytest.raises(RunFolderError, match="symbolic link"):
+        atomic.append_bytes(tmp_path / "metrics.jsonl", b"{}\n")
+    assert victim.read_text() == "precious"
+
+
+def test_a_folder_that_died_between_two_renames_comes_back(tmp_path: Path) -> None:
+    """publish_folder moves the old one aside before the new one takes its name."""
+    aside = tmp_path / ".tmp-replaced-77-model"
+    aside.mkdir()
+    (aside / "weights").write_text("old")
+    atomic.remove_temporaries(tmp_path)
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+    aside.mkdir()
+    atomic.remove_temporaries(tmp_path)  # with the new one in place it goes
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_is_removed_by_a_second_attempt_too(tmp_path: Path) -> None:
+    path = tmp_path / "step-1"
+    path.mkdir()
+    path.rename(tmp_path / f".tmp-removed-step-1-{os.getpid()}")  # as far as the first came
+    atomic.remove_folder(path)
+    assert not list(tmp_path.iterdir())
