@@ -167,8 +167,8 @@ def test_a_best_loss_on_other_heldout_rows_is_let_go(tmp_path: Path) -> None:
     stage = STAGE.model_copy(update={"eval_every": 1, "keep": "best", "learning_rate": 1e-9})
     trees = answer_trees(8)
     with pytest.raises(_Break):
-        _run(tmp_path, trees, _Watcher(4), stage=stage, heldout=pair_trees(1))
-    outcome, _ = _run(tmp_path, trees, stage=stage, heldout=pair_trees(3)[1:], changed=True)
+        _run(tmp_path, trees, _Watcher(4), stage=stage, heldout=answer_trees(3)[1:])
+    outcome, _ = _run(tmp_path, trees, stage=stage, heldout=answer_trees(1), changed=True)
     assert outcome.best_step is not None and outcome.best_step > 3
 
 
