@@ -93,7 +93,7 @@ def read_result(run: RunFolder, stage: str) -> StageResult:
         finished = [name for name in run.stage_names() if run.stage(name).result_path.is_file()]
         remedy = f"Finished stages: {', '.join(finished) or 'none'}. `tunesmith run` goes on where the run stopped."
         raise RunFolderError(f"the stage {stage!r} has no result", where=str(run.path), remedy=remedy) from problem
-    except (ValueError, KeyError, TypeError, OSError) as problem:
+    except (ValueError, KeyError, TypeError, OverflowError, OSError) as problem:
         raise ResumeError(f"cannot be read: {problem}.", where=str(path), remedy=_AGAIN) from problem
     if result.stage != stage:
         raise ResumeError(f"is of the stage {result.stage!r}.", where=str(path), remedy=_AGAIN)

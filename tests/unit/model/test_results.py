@@ -106,6 +106,17 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
         read_result(run, "sft")
 
 
+def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
+    """Of an earlier version's result, which has no hash of itself."""
+    run = finished(tmp_path)
+    path = run.stage("sft").result_path
+    content = json.loads(path.read_text())
+    del content["files"], content["sha256"]
+    path.write_text(json.dumps(content).replace('"num_steps": 7', '"num_steps": 1e999'))
+    with pytest.raises(ResumeError, match="cannot be read"):
+        read_result(run, "sft")
+
+
 def test_another_stage_s_result_is_refused(tmp_path: Path) -> None:
     run = finished(tmp_path)
     shutil.copytree(run.stage("sft").path, run.stage("dpo").path)
