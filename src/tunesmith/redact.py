@@ -34,7 +34,7 @@ _KINDS = (
     ("a private key", PRIVATE_KEY, HIDDEN),
     ("a user name and password in an address", URL_PASSWORD, "[USER:PASSWORD]@"),
     # In a traceback a line break may be spelled as \n, so that a letter stands before the token.
-    ("an access token", rf"(?:(?<![\w-])|(?<=\\[nrt])){TOKEN}", HIDDEN),
+    ("an access token", rf"(?:(?<!\w)|(?<=\\[nrt])){TOKEN}", HIDDEN),
     ("an access token in an address", r"(?<=://)[^\s/:@]{16,256}@", f"{HIDDEN}@"),
     ("a bearer token", r"(?i)\bbearer[ :=]+(?=[^\s]*[0-9])([A-Za-z0-9._~+/=-]{12,4096})", HIDDEN),
     ("credentials", r"(?i)\bauthorization['\"]?[ :=]+['\"]?(?:basic|token|bearer) +([^\s'\"]{6,4096})", HIDDEN),

@@ -12,6 +12,7 @@ from tests.architecture.source import CODE_FOLDERS, PROJECT, Module, imports, mo
 
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 LOADERS = {"torch.load", "torch.save", "torch.serialization.load", "torch.serialization.save"}
+RUNNERS = {"eval", "exec", "os.system", "os.popen", "torch.hub.load", "yaml.load", "yaml.unsafe_load", "runpy.run_path"}
 # Written in two halves, so that this file does not hold what it looks for.
 PLACES = re.compile(
     "|".join(
@@ -64,6 +65,41 @@ def trusting(tree: ast.AST) -> Iterator[int]:
     return (line for line, name, value in settings(tree) if name == "trust_remote_code" and value)
 
 
+def test_every_load_says_whether_it_trusts() -> None:
+    """transformers asks on the terminal where nothing is said, and takes `y` for an answer."""
+    wrong = [f"{module.name}:{line}" for module in modules("src") for line in silent_loads(module.tree)]
+    assert not wrong, f"{wrong} load without `trust_remote_code=` (TRAPS S4)"
+
+
+def test_trust_comes_from_the_command_line_only() -> None:
+    users = {module.name for module in modules("src") if re.search(r"(?<!def )remote_code\(\)", module.text)}
+    assert users == {"src/tunesmith/cli/stages.py"}
+    assert not [module.name for module in modules("src") if module.package == "recipe" and "remote_code" in module.text]
+
+
+def test_no_text_is_run_as_code() -> None:
+    wrong = [f"{module.name}:{line}" for module in modules("src") for line in runs_text(module.tree)]
+    assert not wrong, f"{wrong} run text as code or through a shell"
+
+
+def silent_loads(tree: ast.AST) -> Iterator[int]:
+    """Lines that load with one of transformers' Auto classes and do not say `trust_remote_code`."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        loads = node.func.attr in ("from_pretrained", "from_config") and ast.unparse(node.func.value).startswith("Auto")
+        if loads and not any(keyword.arg in ("trust_remote_code", None) for keyword in node.keywords):
+            yield node.lineno
+
+
+def runs_text(tree: ast.AST) -> Iterator[int]:
+    """Lines that call eval or exec, a shell, torch.hub or an unsafe YAML loader."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in RUNNERS:
+            yield node.lineno
+    yield from (line for line, name, value in settings(tree) if name == "shell" and value)
+
+
 def test_no_places_of_one_machine() -> None:
     wrong = []
     for path in tracked():
@@ -94,6 +130,10 @@ def test_what_the_searches_find() -> None:
     code = "f(trust_remote_code=True)\nx = {'trust_remote_code': 1}\nc.trust_remote_code = True\n"
     code += "f(trust_remote_code=False)\n"
     assert sorted(trusting(ast.parse(code))) == [1, 2, 3]
+    code = "AutoModel.from_pretrained(f)\nAutoConfig.from_pretrained(f, trust_remote_code=x)\nA.from_pretrained(f)\n"
+    assert list(silent_loads(ast.parse(code))) == [1]
+    code = "eval(x)\nmodel.eval()\nrun(x, shell=True)\nos.system(x)\nrun(x, shell=False)\n"
+    assert sorted(runs_text(ast.parse(code))) == [1, 3, 4]
     code = "import pickle\nfrom torch import load\ntorch.load(f)\nnp.load(f, allow_pickle=True)\n"
     code += "safetensors.torch.load(f)\n"
     assert sorted(pickles(Module(PROJECT / "x.py", code, ast.parse(code)))) == [1, 2, 3, 4]

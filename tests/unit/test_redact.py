@@ -20,6 +20,7 @@ SK = "sk-" + "proj-aB3dE6gH9jK2mN5p"
         (f"token {HF} here", "token [SECRET] here"),
         (f"'a\\n{HF}'", "'a\\n[SECRET]'"),  # as a traceback writes a line break
         (f"key={SK}.", "key=[SECRET]."),
+        (f"No such option '--{HF}'", "No such option '--[SECRET]'"),
         ("ghp_" + "a1B2c3D4e5F6g7H8i9J0", "[SECRET]"),
         ("AKIA" + "ABCDEFGHIJKLMNOP", "[SECRET]"),
         ("https://user:pass@host/x?y", "https://[USER:PASSWORD]@host/x?y"),

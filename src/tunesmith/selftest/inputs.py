@@ -68,7 +68,9 @@ def small_model(
     """A random model in eval mode, the same on every machine; all of its weights want a gradient."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(_config(family), dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            _config(family), dtype=torch.float32, trust_remote_code=False
+        )
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(0, 0.1)  # wide enough that log-probs differ from token to token
