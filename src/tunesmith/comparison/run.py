@@ -27,7 +27,7 @@ from tunesmith.model.results import BASE, weights_at
 from tunesmith.model.stage import LoadedStage, load_stage
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.models import DpoStage, Recipe
-from tunesmith.runs.atomic import disk_errors, write_json, write_text
+from tunesmith.runs.atomic import disk_errors, make_folder, write_json, write_text
 from tunesmith.runs.folder import RunFolder, open_run
 
 
@@ -68,7 +68,7 @@ def compare_run(
     summary = summarize(recipe, records, rows, reference=reference, notes=notes)
     answers = answered(recipe.compare, records, rows)
     with disk_errors(folder.summary_path):
-        folder.summary_path.parent.mkdir(exist_ok=True)
+        make_folder(folder.summary_path.parent)
     lines = "".join(json.dumps(asdict(line), ensure_ascii=False) + "\n" for line in answers)
     write_text(folder.summary_path.with_name("answers.jsonl"), lines)
     write_json(folder.summary_path, as_json(summary))

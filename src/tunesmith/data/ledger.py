@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunesmith.errors import RunFolderError
-from tunesmith.runs.atomic import TEMPORARY, disk_errors, fsync_path
+from tunesmith.runs.atomic import TEMPORARY, disk_errors, fsync_path, private_file
 
 Split = Literal["train", "heldout", "replay"]
 Outcome = Literal["kept", "trimmed", "dropped", "merged"]
@@ -176,7 +176,7 @@ def write_ledgers(path: Path, ledgers: Sequence[Ledger]) -> None:
     """Several ledgers as one file, rows in the order they were read: complete or not at all."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     with disk_errors(path):
-        with pq.ParquetWriter(temporary, SCHEMA) as writer:
+        with private_file(temporary) as file, pq.ParquetWriter(file, SCHEMA) as writer:
             for table in (table for ledger in ledgers for table in ledger.tables()):
                 writer.write_table(table.cast(SCHEMA))
         fsync_path(temporary)

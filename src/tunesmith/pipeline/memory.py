@@ -36,7 +36,7 @@ from tunesmith.pipeline.memory_predict import (
 )
 from tunesmith.pipeline.memory_stages import choose, memory_limit, scaled, smallest, target_here
 from tunesmith.recipe.models import Model, Stage
-from tunesmith.runs.atomic import write_json
+from tunesmith.runs.atomic import make_folder, write_json
 from tunesmith.train.modes import Checkpointing, training_mode
 
 FILE = "memory.json"
@@ -116,7 +116,7 @@ def plan_stage_memory(
         except RuntimeError as problem:  # what the model does depends on its values, as where experts are chosen
             reason = f"not predicted, its shapes depend on values: {str(problem).splitlines()[0][:100]}"
             plan = replace(fixed_plan(stage, machine), limit_bytes=target.limit_bytes, notes=(reason,))
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_json(folder / FILE, asdict(plan))
     tell(plan.line())
     return plan

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from tunesmith.runs.disk import disk_errors as disk_errors
 from tunesmith.runs.disk import free_bytes as free_bytes
@@ -65,9 +66,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     with disk_errors(path, need_bytes=len(data)):
         try:
-            temporary.unlink(missing_ok=True)  # left by a process that had our number, or planted there
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            handle = os.open(temporary, flags, _FILE_MODE)
+            handle = _create(temporary)
             try:
                 _write_all(handle, data)
                 os.fsync(handle)
@@ -79,6 +78,16 @@ def _write_bytes(path: Path, data: bytes) -> None:
                 temporary.unlink()
             raise
         fsync_path(path.parent)
+
+
+def private_file(path: Path) -> BinaryIO:
+    """A new file to be written at `path`, mode 0600; what was there, a link too, is removed first."""
+    return os.fdopen(_create(path), "wb")
+
+
+def _create(path: Path) -> int:
+    path.unlink(missing_ok=True)  # left by a process that had our number, or planted there
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _FILE_MODE)
 
 
 def append_bytes(path: Path, line: bytes) -> None:
