@@ -265,6 +265,10 @@ def compare(life: Life, whole: dict[str, bytes], report: Report) -> None:
     different = sorted(name for name in found.keys() | whole.keys() if found.get(name) != whole.get(name))
     report.problems += [f"{life.folder.name}: {name} differs" for name in different]
     report.problems += [f"{life.folder.name}: {path} was left" for path in life.run.rglob(".tmp-*")]
+    for path in [life.run, *life.run.rglob("*")]:
+        mode = path.stat().st_mode & 0o777
+        if mode != (0o700 if path.is_dir() else 0o600):
+            report.problems.append(f"{life.folder.name}: {path} has mode {mode:o}")
 
 
 def soak(folder: Path, num_kills: int, seed: int) -> Report:
@@ -292,6 +296,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    os.umask(0)  # what a run makes is private all the same
     place = given.folder or Path(tempfile.mkdtemp(prefix="tunesmith-soak-"))
     place.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
