@@ -13,6 +13,7 @@ from tests.architecture.source import CODE_FOLDERS, PROJECT, Module, imports, mo
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 LOADERS = {"torch.load", "torch.save", "torch.serialization.load", "torch.serialization.save"}
 RUNNERS = {"eval", "exec", "os.system", "os.popen", "torch.hub.load", "yaml.load", "yaml.unsafe_load", "runpy.run_path"}
+UPLOADS = {"push_to_hub", "upload_file", "upload_folder", "upload_large_folder", "create_repo", "create_commit"}
 # Written in two halves, so that this file does not hold what it looks for.
 PLACES = re.compile(
     "|".join(
@@ -82,6 +83,20 @@ def test_no_text_is_run_as_code() -> None:
     assert not wrong, f"{wrong} run text as code or through a shell"
 
 
+def test_nothing_is_uploaded() -> None:
+    wrong = [f"{module.name}:{line}" for module in modules("src") for line in uploads(module.tree)]
+    assert not wrong, f"{wrong} could send something to a hub (TRAPS S19)"
+
+
+def uploads(tree: ast.AST) -> Iterator[int]:
+    """Lines that name one of the hub's ways to send, or a tracker that would."""
+    for node in ast.walk(tree):
+        name = node.attr if isinstance(node, ast.Attribute) else node.arg if isinstance(node, ast.keyword) else ""
+        name = node.name if isinstance(node, ast.alias) else name
+        if name in UPLOADS or str(name).split(".")[0] in ("wandb", "mlflow", "comet_ml"):
+            yield node.lineno if isinstance(node, ast.expr | ast.alias | ast.keyword) else 0
+
+
 def silent_loads(tree: ast.AST) -> Iterator[int]:
     """Lines that load with one of transformers' Auto classes and do not say `trust_remote_code`."""
     for node in ast.walk(tree):
@@ -132,6 +147,8 @@ def test_what_the_searches_find() -> None:
     assert sorted(trusting(ast.parse(code))) == [1, 2, 3]
     code = "AutoModel.from_pretrained(f)\nAutoConfig.from_pretrained(f, trust_remote_code=x)\nA.from_pretrained(f)\n"
     assert list(silent_loads(ast.parse(code))) == [1]
+    code = "m.push_to_hub(x)\nm.save(push_to_hub=True)\nfrom hub import upload_file\nm.save(x)\nimport wandb\n"
+    assert sorted(uploads(ast.parse(code))) == [1, 2, 3, 5]
     code = "eval(x)\nmodel.eval()\nrun(x, shell=True)\nos.system(x)\nrun(x, shell=False)\n"
     assert sorted(runs_text(ast.parse(code))) == [1, 3, 4]
     code = "import pickle\nfrom torch import load\ntorch.load(f)\nnp.load(f, allow_pickle=True)\n"
