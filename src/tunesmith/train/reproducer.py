@@ -28,7 +28,7 @@ from tunesmith.errors import ResumeError, RunFolderError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import objective_of
 from tunesmith.recipe.models import Stage
-from tunesmith.runs.atomic import free_bytes, publish_folder, write_json
+from tunesmith.runs.atomic import free_bytes, publish_folder, remove_temporaries, write_json
 from tunesmith.train.identity import StageRecipe
 from tunesmith.train.nonfinite import Case, Finding, Kind, compute_again
 from tunesmith.train.optim import trainable_parameters
@@ -100,6 +100,7 @@ def write_reproducer(folder: Path, case: Case, finding: Finding, *, stage: Stage
         "found": asdict(finding),
         "rows": [{"row": tree.id, "num_answers": len(tree.branches)} for tree in case.batch.trees],
     }
+    remove_temporaries(target.parent)
     with publish_folder(target) as temporary:
         content = tensors | (weights if has_weights else {})
         save_file({name: tensor.contiguous() for name, tensor in content.items()}, temporary / TENSORS)

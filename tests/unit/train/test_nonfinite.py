@@ -280,6 +280,13 @@ def test_a_disk_without_room_keeps_the_rows(tmp_path: Path, monkeypatch: pytest.
     assert [tree.sha() for tree in found.batch.trees] == [tree.sha() for tree in clean_trees(2)]
 
 
+def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "nonfinite/.tmp-step-3-1").mkdir(parents=True)
+    case = case_of(lora_engine(), clean_trees(2))
+    write_reproducer(tmp_path, case, Finding("loss", "gone"), stage=sft_stage(), step=7)
+    assert [path.name for path in (tmp_path / "nonfinite").iterdir()] == ["step-7"]
+
+
 def test_a_disk_that_fails_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ResourceError("the disk failed")
