@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.retry import Budget, is_out_of_memory
-from tunesmith.errors import NumericsError, RecipeError, ResourceError, TunesmithError
+from tunesmith.engine.retry import Budget
+from tunesmith.errors import NumericsError, ResourceError, TunesmithError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective
 from tunesmith.recipe.models import Lora
@@ -31,21 +29,20 @@ from tunesmith.train.carried import advanced, bound
 from tunesmith.train.checkpoint import State, path_of, remove_older, save_checkpoint
 from tunesmith.train.evaluate import check_reference, evaluate
 from tunesmith.train.gradient import step_gradient
-from tunesmith.train.identity import StageRecipe, reference_mean, stage_identity
+from tunesmith.train.identity import StageRecipe
 from tunesmith.train.modes import Checkpointing, Dropout, training_mode
-from tunesmith.train.optim import Trainable, make_optimizer, optimizer_tensors, trainable_parameters
+from tunesmith.train.optim import optimizer_tensors, trainable_parameters
 from tunesmith.train.precision import make_scaler, refuse_endless_skips
 from tunesmith.train.progress import Observer, Silent
-from tunesmith.train.resume import load_weights_of, resume
+from tunesmith.train.resume import load_weights_of
 from tunesmith.train.retry import StageMemory
-from tunesmith.train.rows import GoingOn, go_on_with_rows
-from tunesmith.train.saving import finish_rotation, save_or_rescue
+from tunesmith.train.saving import save_or_rescue
 from tunesmith.train.schedule import lr_multiplier
 from tunesmith.train.session import Session, step_batch
+from tunesmith.train.start import going_on, refuse_unmeasured_best, stage_optimizer
 from tunesmith.train.step import Array, Batch
 from tunesmith.train.stopping import LeftError, expect_save, is_evaluated, leave_evaluation, stop_number, stopped
 from tunesmith.train.watch import start_watch
-from tunesmith.version import VERSION
 
 References = tuple[Sequence[Array], Sequence[Array]]
 """Of the training trees and of the held-out trees: per tree one float32 log-prob a trained token."""
@@ -92,7 +89,7 @@ def train_stage(
     `strict`: a damaged checkpoint is an error, where else an older one that is whole is taken.
     Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
-    _refuse_unmeasured_best(stage, heldout)
+    refuse_unmeasured_best(stage, heldout)
     chosen = {
         "forest_tokens": forest_tokens or stage.forest_tokens or machine.forest_tokens,
         "gradient_checkpointing": gradient_checkpointing or stage.gradient_checkpointing or "none",
@@ -116,92 +113,16 @@ def train_stage(
         observer=observer,
         memory=StageMemory(folder, stage, machine=machine, observer=observer),
         trainable=trainable,
-        optimizer=_optimizer(stage, trainable),
+        optimizer=stage_optimizer(stage, trainable),
         scaler=make_scaler(engine.dtype, machine.device),
         stop=stop or StopRequest(),
         watch=start_watch(folder, trainable=trainable, observer=observer, writes=machine.is_main),
     )
-    fresh = _fresh_state(session, inputs or {})
     try:
-        rows = go_on_with_rows(session, fresh, tell=observer.noted) if rows_changed else GoingOn(session, fresh, fresh)
-        session = rows.session
-        state = resume(
-            folder,
-            rows.expected,
-            trainable,
-            session.optimizer,
-            machine=machine,
-            warn=observer.noted,
-            strict=strict,
-            keeps_best=stage.keep == "best",
-        )
-        state = rows.taken(state)
-        if machine.is_main:
-            keep = stage.keep_checkpoints
-            finish_rotation(folder.checkpoints, newest=state.step, keep=keep, best=state.best_step)
-        session.watch.resume(state.step)
-        session.memory.go_on(state.step, state.forest_tokens, state.tree_tokens)
-        if state.scaler:
-            session.scaler.load_state_dict(state.scaler)
-        session.observer.started(stage.name, first_step=state.step, num_steps=session.num_steps)
+        session, state = going_on(session, inputs or {}, rows_changed=rows_changed, strict=strict)
         return _train(session, state)
     finally:
         session.observer.finished()
-
-
-def _refuse_unmeasured_best(stage: StageRecipe, heldout: Sequence[Tree]) -> None:
-    if stage.keep == "best" and not heldout:
-        remedy = "Add `heldout` or `heldout_fraction`, or use `keep: final`."
-        raise RecipeError("`keep: best` needs held-out rows.", where=f"stage {stage.name}", remedy=remedy)
-
-
-def _optimizer(stage: StageRecipe, trainable: Trainable) -> torch.optim.Optimizer:
-    try:
-        return make_optimizer(
-            trainable,
-            kind=stage.optimizer,
-            learning_rate=stage.learning_rate,
-            betas=(stage.adam_beta1, stage.adam_beta2),
-            weight_decay=stage.weight_decay,
-        )
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        numbers = sum(parameter.numel() for parameter in trainable.values())
-        what = f"memory ran out while the optimizer's moments of {numbers:,} weights were made"
-        remedy = "Set `optimizer: adamw_8bit` (a quarter of it) or `paged_adamw_8bit`, or train fewer weights."
-        raise ResourceError(what, where=f"stage {stage.name}", remedy=remedy) from error
-
-
-def _fresh_state(session: Session, inputs: Mapping[str, str]) -> State:
-    """The state before the first step, and what a checkpoint must agree with to go on here."""
-    begun = session.objective.start(session.trainable)
-    identity = stage_identity(
-        session.stage,
-        seed=session.seed,
-        train=session.train.trees,
-        heldout=session.heldout.trees,
-        replay=session.replay,
-        trainable=session.trainable,
-        inputs=inputs,
-        autocast=session.engine.autocast,
-    )
-    return State(
-        step=0,
-        num_steps=session.num_steps,
-        best_step=None,
-        best_loss=None,
-        reference_mean=reference_mean(session.train),
-        threads=session.machine.threads,
-        torch_version=torch.__version__,
-        identity=identity,
-        asked_tokens=session.stage.forest_tokens,
-        checkpointing=session.stage.gradient_checkpointing,
-        attention=session.engine.backend,
-        tunesmith_version=VERSION,
-        carried=dict(begun.numbers),
-        tensors=begun.tensors,
-    )
 
 
 def _train(session: Session, state: State) -> StageOutcome:
