@@ -29,6 +29,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from benchmarks.reliability.jobs import (
+    ENDED,
     KILLED_AFTER,
     KILLED_IN_SAVE_OF,
     LOG,
@@ -181,7 +182,8 @@ def _copy_and_damage(work: Path, system: System, fault: Fault) -> None:
     assert read_ended(broken).code == -9, f"{broken} was not killed:\n{(broken / LOG).read_text()}"
     folder = work / system.name / fault.name
     shutil.copytree(broken, folder)
-    (folder / "first_step").unlink(missing_ok=True)
+    for name in ("first_step", ENDED, LOG):  # of the start that was broken off
+        (folder / name).unlink(missing_ok=True)
     fault.damage(Place(system, folder))
 
 
