@@ -7,7 +7,6 @@ Must not know: training.
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tunesmith.model.policy import Weights
 from tunesmith.model.results import read_result, weights_at
 from tunesmith.recipe.models import Recipe
 from tunesmith.runs.atomic import sha256_file
+from tunesmith.runs.bounded import as_mapping, read_json
 from tunesmith.runs.folder import RunFolder
 
 HASHED = ("*.safetensors", "config.json", "adapter_config.json")
@@ -46,11 +46,11 @@ def start_weights(recipe: Recipe, index: int, run: RunFolder) -> Weights:
 def _check_base(adapter: Path, recipe: Recipe) -> None:
     """An adapter names the base that it was trained on; another base of the same shape would load, and be wrong."""
     try:
-        named = json.loads((adapter / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+        named = as_mapping(read_json(adapter / "adapter_config.json")).get("base_model_name_or_path")
     except (OSError, ValueError) as problem:
         raise RecipeError(f"cannot be read: {problem}", where=str(adapter / "adapter_config.json")) from problem
     base = model_folder(recipe.model)
-    if named in (None, "", recipe.model.path) or Path(named).resolve() == base.resolve():
+    if not isinstance(named, str) or named in ("", recipe.model.path) or Path(named).resolve() == base.resolve():
         return
     if Path(named).is_dir() and folder_sha(Path(named)) == folder_sha(base):
         return
