@@ -39,7 +39,7 @@ from tunesmith.train.retry import StageMemory
 from tunesmith.train.saving import save_or_rescue
 from tunesmith.train.schedule import lr_multiplier
 from tunesmith.train.session import Session, step_batch
-from tunesmith.train.start import going_on, refuse_unmeasured_best, stage_optimizer
+from tunesmith.train.start import as_planned, going_on, refuse_unmeasured_best, stage_optimizer
 from tunesmith.train.step import Array, Batch
 from tunesmith.train.stopping import LeftError, expect_save, is_evaluated, leave_evaluation, stop_number, stopped
 from tunesmith.train.watch import start_watch
@@ -90,11 +90,7 @@ def train_stage(
     Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
     refuse_unmeasured_best(stage, heldout)
-    chosen = {
-        "forest_tokens": forest_tokens or stage.forest_tokens or machine.forest_tokens,
-        "gradient_checkpointing": gradient_checkpointing or stage.gradient_checkpointing or "none",
-    }
-    stage = stage.model_copy(update=chosen)
+    stage = as_planned(stage, machine, forest_tokens, gradient_checkpointing)
     folder = folder.create() if machine.is_main else folder
     machine.barrier()
     observer = (observer or Silent()) if machine.is_main else Silent()

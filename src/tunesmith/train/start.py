@@ -13,14 +13,27 @@ import torch
 from tunesmith.data.types import Tree
 from tunesmith.engine.retry import is_out_of_memory
 from tunesmith.errors import RecipeError, ResourceError
+from tunesmith.model.machine import Machine
 from tunesmith.train.checkpoint import State
 from tunesmith.train.identity import StageRecipe, reference_mean, stage_identity
+from tunesmith.train.modes import Checkpointing
 from tunesmith.train.optim import Trainable, make_optimizer
 from tunesmith.train.resume import resume
 from tunesmith.train.rows import GoingOn, go_on_with_rows
 from tunesmith.train.saving import finish_rotation
 from tunesmith.train.session import Session
 from tunesmith.version import VERSION
+
+
+def as_planned(
+    stage: StageRecipe, machine: Machine, forest_tokens: int | None, gradient_checkpointing: Checkpointing | None
+) -> StageRecipe:
+    """The stage with what a plan has found to fit; what neither it nor the recipe says is the machine's habit."""
+    chosen = {
+        "forest_tokens": forest_tokens or stage.forest_tokens or machine.forest_tokens,
+        "gradient_checkpointing": gradient_checkpointing or stage.gradient_checkpointing or "none",
+    }
+    return stage.model_copy(update=chosen)
 
 
 def refuse_unmeasured_best(stage: StageRecipe, heldout: Sequence[Tree]) -> None:
