@@ -231,6 +231,7 @@ def test_the_step_is_lost_again_from_its_folder(tmp_path: Path, place: str) -> N
     _, folder = lost_step(tmp_path, place)
     found = open_reproducer(folder)
     fresh = lora_engine(moved=False, dropout=0.1)
+    fresh.model.eval()  # the folder says which modules were in train mode
     Loser("forward" if place == "forward" else "backward").watch(fresh.model)
     kind, what = replay(found, fresh, machine=MACHINE)
     assert kind == found.kind == ("log-prob" if place == "forward" else "gradient")
