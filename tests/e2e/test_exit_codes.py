@@ -335,13 +335,9 @@ def test_a_bug_is_called_a_bug(
     assert "a bug in Tunesmith: ZeroDivisionError" in said.err
     assert "--debug" in said.err
     assert "Traceback" not in said.out + said.err
-    assert _code(["--debug", *RUN]) == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_debug_shows_the_traceback_of_an_error(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _code(["run", "nowhere.yaml", "--debug"]) == 2
-    assert "Traceback" in capsys.readouterr().err
+    for code, arguments in ((1, ["--debug", *RUN]), (2, ["run", "nowhere.yaml", "--debug"])):
+        assert _code(arguments) == code
+        assert "Traceback" in capsys.readouterr().err
 
 
 def test_words_that_are_no_command(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
