@@ -70,7 +70,8 @@ def test_a_worker_ends_with_the_process_that_it_works_for(tmp_path: Path) -> Non
     """Killed, that process can tell nobody: its workers would wait for their next task for ever."""
     pid = os.fork()
     if not pid:
-        found = {worker for _, worker in islice(in_order(triple, range(20), workers=2), 9)}
+        results = in_order(triple, range(20), workers=2)  # kept: closed, it would end its workers itself
+        found = {worker for _, worker in islice(results, 9)}
         (tmp_path / "pids").write_text(" ".join(map(str, found)))
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
