@@ -32,7 +32,7 @@ def test_killed_ten_times_equals_never_killed(tmp_path: Path, project: Path) -> 
     assert done.returncode == 0
     assert found["kills"] == NUM_KILLS
     assert found["steps_lost_max"] <= found["save_every"]
-    assert found["fell"].get("save", 0) + found["fell"].get("removal of an older checkpoint", 0) >= 2
+    assert found["fell"].get("save", 0) + found["fell"].get("removal of an older checkpoint", 0) >= 1
 
 
 def kill_at(path: Path, number: int, *, last: int) -> bool:

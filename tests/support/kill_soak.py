@@ -163,23 +163,26 @@ def is_alive(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
-def wait_for(life: Life, pid: int, since: int, target: str, draw: random.Random) -> None:
-    """Until the instant of a kill that is aimed at `target`, or until the process ended by itself."""
-    end = time.monotonic() + LONGEST_SECONDS
-    while is_alive(pid) and time.monotonic() < end and not _is_at(life, since, target):
+def wait_for(life: Life, pid: int, since: int, target: str, draw: random.Random) -> float:
+    """Until the instant of a kill that is aimed at `target`, or the process ended by itself; seconds to the target."""
+    begin = time.monotonic()
+    end = begin + LONGEST_SECONDS
+    while is_alive(pid) and time.monotonic() < end and not _is_at(life, pid, since, target):
         time.sleep(POLL_SECONDS)
-    longest = {"save": 0.02, "result": 0.03, "reference": 0.3, "preparation": 0.5, "start": 0.5, "training": 1.0}
+    longest = {"save": 0.006, "result": 0.02, "reference": 0.3, "preparation": 0.5, "start": 0.5, "training": 1.0}
+    seconds = time.monotonic() - begin
     time.sleep(draw.uniform(0.0, longest[target]))
+    return seconds
 
 
-def _is_at(life: Life, since: int, target: str) -> bool:
+def _is_at(life: Life, pid: int, since: int, target: str) -> bool:
     stages = life.run / "stages"
     if target == "preparation":
         return True
     if target == "save":
-        return any(stages.glob("*/checkpoints/.tmp-*"))
+        return any(stages.glob(f"*/checkpoints/.tmp-*-{pid}"))  # of this process, not of a dead one
     if target == "result":
-        return any(stages.glob("*/.tmp-adapter-*"))
+        return any(stages.glob(f"*/.tmp-adapter-{pid}"))
     said = life.said(since)
     if target == "reference":
         return "stage dpo: dpo" in said and "packing:" in said.partition("stage dpo: dpo")[2]
@@ -215,7 +218,9 @@ def live(life: Life, num_kills: int, draw: random.Random, report: Report) -> Non
         taken = {stage: num_steps_taken(life, stage) for stage in STAGES}
         if number < num_kills:
             target = draw.choices(list(TARGETS), list(TARGETS.values()))[0]
-            wait_for(life, pid, since, target, draw)
+            seconds = wait_for(life, pid, since, target, draw)
+            if target == "training" and any(best.values()) and is_alive(pid):
+                report.resume_seconds.append(seconds)
             os.kill(pid, signal.SIGKILL)
         elif any(best.values()):
             resume = _seconds_to_a_step(life, pid, since, begin)
