@@ -53,12 +53,13 @@ class FigureRow:
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """A stage in the report: its colour, how it was trained, and its curves."""
+    """A stage in the report: its colour, how it was trained, its curves, and what looked wrong in them."""
 
     name: str
     css: str
     what: str
     charts: tuple[Chart, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,18 @@ def _stage_views(folder: RunFolder, recipe: Recipe, summary: Summary) -> list[St
         what = f"{stage.method}, {'LoRA' if stage.tuning.kind == 'lora' else 'all weights'}"
         beta = f", beta {stage.beta:g}" if isinstance(stage, DpoStage) else ""
         what += f", peak learning rate {stage.learning_rate:g}, {stage.batch_size} examples a step{beta}"
-        views.append(StageView(name, colour(place), what, tuple(charts)))
+        views.append(StageView(name, colour(place), what, tuple(charts), _warnings(files.warnings_path)))
     return views
+
+
+def _warnings(path: Path) -> tuple[str, ...]:
+    """What looked wrong while the stage trained, one text each."""
+    texts = []
+    for line in read_records(path):
+        causes = line.get("causes")
+        also = f". Possible causes: {'; '.join(causes)}" if isinstance(causes, list) and causes else ""
+        texts.append(f"Step {line['step']}: {str(line['text']).rstrip('.')}{also}.")
+    return tuple(texts)
 
 
 def _unmeasured(summary: Summary) -> list[tuple[str, str]]:

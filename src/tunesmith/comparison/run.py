@@ -27,7 +27,8 @@ from tunesmith.model.results import BASE, weights_at
 from tunesmith.model.stage import LoadedStage, load_stage
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.models import DpoStage, Recipe
-from tunesmith.runs.atomic import disk_errors, make_folder, write_json, write_text
+from tunesmith.runs.atomic import make_folder, write_json, write_text
+from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.folder import RunFolder, open_run
 
 

@@ -18,11 +18,14 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
-from tunesmith.runs.atomic import TEMPORARY, disk_errors, fsync_path, remove_folder, sha256_file, write_json
+from tunesmith.runs.atomic import TEMPORARY, fsync_path, remove_folder, sha256_file, write_json
+from tunesmith.runs.bounded import read_json
+from tunesmith.runs.disk import disk_errors
 
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 64 * 2**20
 HASHED_BYTES = 256 * 2**20
 """Files up to this size are hashed each time that an entry is opened (a fifth of a second); of larger ones the size
 is checked."""
@@ -145,7 +148,7 @@ def _try_lock(handle: int) -> bool:
 def read_entry(folder: Path) -> dict[str, object] | None:
     """The content of a whole entry; None where it is absent, unfinished or damaged."""
     try:
-        manifest: Manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = cast("Manifest", read_json(folder / MANIFEST, max_bytes=MANIFEST_BYTES))
         for name, (size, sha) in manifest["files"].items():
             path = folder / name
             if path.stat().st_size != size or (int(size) <= HASHED_BYTES and sha256_file(path) != sha):

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tunesmith.errors import RunFolderError
-from tunesmith.runs.atomic import TEMPORARY, disk_errors, fsync_path, private_file
+from tunesmith.runs.atomic import TEMPORARY, fsync_path, private_file
+from tunesmith.runs.disk import disk_errors
 
 Split = Literal["train", "heldout", "replay"]
 Outcome = Literal["kept", "trimmed", "dropped", "merged"]

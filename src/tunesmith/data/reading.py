@@ -28,7 +28,7 @@ from tunesmith.data.types import BadRow, Row
 from tunesmith.data.worker import ChunkResult, Task, process
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import CompletionStage, DpoStage, FormatName, SftStage, Source
-from tunesmith.runs.atomic import free_bytes
+from tunesmith.runs.disk import free_bytes
 
 StageRecipe = SftStage | CompletionStage | DpoStage
 Tell = Callable[[str], None]

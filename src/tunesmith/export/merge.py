@@ -19,7 +19,7 @@ from tunesmith.model.machine import Machine
 from tunesmith.model.policy import Policy, Weights, merged_model, save_policy
 from tunesmith.model.stage import LoadedStage, load_stage
 from tunesmith.recipe.models import Model
-from tunesmith.runs.atomic import publish_folder, write_json
+from tunesmith.runs.atomic import make_folder, publish_folder, write_json
 from tunesmith.runs.folder import open_run
 
 PROBES = ("Hello.", "Write one sentence about the sea.", "1, 2, 3, 4")
@@ -47,7 +47,7 @@ def merge_run(run: Path, stage: str | None = None, to: Path | None = None) -> Pa
     probes = [loaded.renderer.prompt_ids(text) for text in PROBES]
     probes = [ids for ids in probes if ids]
     wanted = _probe(loaded.model, probes)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with publish_folder(target) as temporary:
         _write(loaded, temporary)
         dtype = loaded.model.dtype

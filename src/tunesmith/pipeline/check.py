@@ -30,7 +30,7 @@ from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.starts import start_weights
 from tunesmith.recipe.load import LoadedRecipe
 from tunesmith.recipe.models import Recipe
-from tunesmith.runs.atomic import free_bytes
+from tunesmith.runs.disk import free_bytes
 from tunesmith.runs.folder import RunFolder
 from tunesmith.train.precision import autocast_of
 

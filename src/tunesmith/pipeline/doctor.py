@@ -29,7 +29,7 @@ from tunesmith.model.load import forward_dtype
 from tunesmith.model.machine import num_cores
 from tunesmith.model.memory import usable_bytes
 from tunesmith.recipe.models import Model
-from tunesmith.runs.atomic import free_bytes
+from tunesmith.runs.disk import free_bytes
 from tunesmith.selftest.report import SelfTestReport, progress_line
 from tunesmith.selftest.run import Outcome, self_test
 from tunesmith.version import VERSION

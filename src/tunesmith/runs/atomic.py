@@ -20,9 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from tunesmith.runs.disk import disk_errors as disk_errors
-from tunesmith.runs.disk import free_bytes as free_bytes
-from tunesmith.runs.disk import patiently
+from tunesmith.runs.clock import start_ticks
+from tunesmith.runs.disk import disk_errors, patiently
 
 TEMPORARY = ".tmp-"
 """Names that start like this are unfinished; the next start removes them."""
@@ -100,15 +99,18 @@ def _append_bytes(path: Path, line: bytes) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(path, flags, _FILE_MODE)
         try:
-            size = _cut_torn_line(handle)
-            try:
-                _write_all(handle, line)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(handle, size)
-                raise
+            _write_or_cut(handle, line, size=_cut_torn_line(handle))
         finally:
             os.close(handle)
+
+
+def _write_or_cut(handle: int, line: bytes, *, size: int) -> None:
+    try:
+        _write_all(handle, line)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(handle, size)
+        raise
 
 
 def _cut_torn_line(handle: int) -> int:
@@ -205,8 +207,16 @@ def remove_temporaries(folder: Path) -> list[Path]:
         for path in found:
             if path.name.startswith(_REPLACED):
                 _put_back(path, path.with_name(path.name.removeprefix(_REPLACED).partition("-")[2]))
+            elif _is_being_written(path):
+                continue
             _remove_anything(path)
     return found
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether another process that still lives began it: a comparison may write beside the run."""
+    pid = path.name.rpartition("-")[2]
+    return pid.isdigit() and int(pid) != os.getpid() and start_ticks(int(pid)) is not None
 
 
 def _put_back(replaced: Path, target: Path) -> None:

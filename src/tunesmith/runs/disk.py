@@ -78,18 +78,22 @@ def patiently(work: Callable[[], T], *, tell: Callable[[str], None] | None = Non
         return work()
     token = _RETRYING.set(True)
     try:
-        for number, seconds in enumerate(WAITS_SECONDS, start=2):
-            try:
-                return work()
-            except DiskError as error:
-                if error.number not in PASSING:
-                    raise
-                if tell is not None:
-                    tell(f"{error.what} Attempt {number} of {len(WAITS_SECONDS) + 1} in {seconds:g} s.")
-            time.sleep(seconds)
-        return work()
+        return _repeated(work, tell)
     finally:
         _RETRYING.reset(token)
+
+
+def _repeated(work: Callable[[], T], tell: Callable[[str], None] | None) -> T:
+    for number, seconds in enumerate(WAITS_SECONDS, start=2):
+        try:
+            return work()
+        except DiskError as error:
+            if error.number not in PASSING:
+                raise
+            if tell is not None:
+                tell(f"{error.what} Attempt {number} of {len(WAITS_SECONDS) + 1} in {seconds:g} s.")
+        time.sleep(seconds)
+    return work()
 
 
 def _meaning(number: int, reason: str, path: Path, need_bytes: int | None) -> TunesmithError:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import ResumeError, RunFolderError
-from tunesmith.runs.atomic import disk_errors, make_folder, remove_temporaries, write_json
+from tunesmith.runs.atomic import make_folder, remove_temporaries, write_json
+from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.inventory import read_object
 from tunesmith.version import VERSION
 

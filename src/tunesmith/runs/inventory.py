@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tunesmith.runs.atomic import sha256_file
+from tunesmith.runs.bounded import read_json
 
 Inventory = dict[str, dict[str, object]]
 """Of every file its `bytes` and `sha256`, by its path in the folder, with `/` between names."""
@@ -67,20 +68,13 @@ def find_change(folder: Path, inventory: Mapping[str, Mapping[str, object]], *, 
 
 
 def read_object(path: Path) -> dict[str, object]:
-    """A JSON object from a file of at most 16 MiB. Raises OSError, or ValueError where it is none."""
+    """A JSON object from a file of at most 16 MiB that is no link. Raises OSError, or ValueError where it is none."""
     if path.is_symlink():
         raise ValueError("is a symbolic link")
-    with path.open("rb") as file:
-        data = file.read(_LARGEST_JSON_BYTES + 1)
-    if len(data) > _LARGEST_JSON_BYTES:
-        raise ValueError(f"is larger than {_LARGEST_JSON_BYTES:,} bytes")
-    try:
-        value = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("is nested too deep") from error
+    value = read_json(path, max_bytes=_LARGEST_JSON_BYTES)
     if not isinstance(value, dict):
         raise ValueError("is not a JSON object")
-    return value
+    return dict(value)
 
 
 def _change_of(path: Path, entry: Mapping[str, object]) -> str:

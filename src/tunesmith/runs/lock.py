@@ -22,8 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunesmith.errors import LockedError
-from tunesmith.runs.atomic import TEMPORARY, disk_errors, make_folder
+from tunesmith.runs.atomic import TEMPORARY, make_folder
 from tunesmith.runs.clock import PROC, boot_id, start_ticks
+from tunesmith.runs.disk import disk_errors
 
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tunesmith.errors import ResourceError, ResumeError
-from tunesmith.runs.atomic import free_bytes, publish_folder, remove_folder, write_json
+from tunesmith.runs.atomic import publish_folder, remove_folder, write_json
+from tunesmith.runs.disk import free_bytes
 from tunesmith.runs.inventory import Inventory, digest, find_change, read_inventory, read_object, take_inventory
 from tunesmith.version import VERSION
 
@@ -111,14 +112,9 @@ def save_checkpoint(
     need = _SPARE_BYTES + sum(t.numel() * t.element_size() for tensors in files.values() for t in tensors.values())
     if free_bytes(folder) < need:
         raise _disk_full(target, need)
-    with publish_folder(target) as temporary:
-        try:
-            for name, tensors in files.items():
-                save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, temporary / name)
-        except SafetensorError as error:  # it wraps what the disk said
-            if "os error 28" in str(error) or "os error 122" in str(error):
-                raise _disk_full(target, need) from error
-            raise
+    with publish_folder(target, need_bytes=need) as temporary:
+        for name, tensors in files.items():
+            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, temporary / name)
         values = asdict(replace(state, tensors={}))
         del values["tensors"]
         write_json(temporary / STATE, values)

@@ -28,7 +28,8 @@ from tunesmith.errors import ResumeError, RunFolderError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import objective_of
 from tunesmith.recipe.models import Stage
-from tunesmith.runs.atomic import free_bytes, publish_folder, remove_temporaries, write_json
+from tunesmith.runs.atomic import publish_folder, remove_temporaries, write_json
+from tunesmith.runs.disk import free_bytes
 from tunesmith.train.identity import StageRecipe
 from tunesmith.train.nonfinite import Case, Finding, Kind, compute_again
 from tunesmith.train.optim import trainable_parameters

@@ -82,7 +82,7 @@ def _rescue(folder: StageFolder, write: Callable[[Path], Path], *, records: Reco
     checkpoints = place / folder.checkpoints.name
     checkpoints.mkdir(mode=0o700)
     write(checkpoints)
-    for path in (folder.metrics_path, folder.eval_path, folder.timings_path):
+    for path in (folder.metrics_path, folder.eval_path, folder.timings_path, folder.warnings_path):
         try:
             content, name = records.content(path), path.name
         except OSError:

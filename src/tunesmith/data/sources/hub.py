@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -168,14 +168,18 @@ def _fetched(source: Source, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     fetch = partial(snapshot_download, source.path, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    for seconds in PAUSES_SECONDS:
+        try:
+            return _quietly(fetch)
+        except Exception as error:  # as in `_snapshot`
+            if not _is_transient(error):
+                raise
+            time.sleep(seconds)
+    return _quietly(fetch)
+
+
+def _quietly(fetch: Callable[[], str]) -> Path:
     with quiet_hub():
-        for seconds in PAUSES_SECONDS:
-            try:
-                return Path(fetch())
-            except Exception as error:  # as in `_snapshot`
-                if not _is_transient(error):
-                    raise
-                time.sleep(seconds)
         return Path(fetch())
 
 
