@@ -288,10 +288,14 @@ def test_changed_rows_under_the_same_name_are_refused(inputs: Path, capsys: pyte
     assert _run(["run", path], capsys)[0] == 0
     rows = (inputs / "sft.jsonl").read_text().replace("number 3", "number three")
     (inputs / "sft.jsonl").write_text(rows)
+    (inputs / "runs/tiny/log.jsonl").unlink()  # the one file that a refusal writes to
     before = _files(inputs / "runs")
     code, err = _run(["run", path], capsys)
     assert code == 3
-    assert "stage sft: rows" in err
+    assert "1 changed" in err and "sft.jsonl:4" in err, err
+    log = (inputs / "runs/tiny/log.jsonl").read_text()
+    assert "1 changed" in log
+    (inputs / "runs/tiny/log.jsonl").unlink()
     assert _files(inputs / "runs") == before
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tunesmith.errors import ResumeError, RunFolderError
 from tunesmith.model.policy import Weights
+from tunesmith.model.trust import require_pinned
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.models import Model, Recipe
 from tunesmith.runs.atomic import write_json
@@ -137,8 +138,13 @@ def _stage_of_model(run: RunFolder, weights: Weights) -> str | None:
 
 
 def run_recipe_of(run: RunFolder) -> Recipe:
-    """The resolved recipe that lies in the run."""
-    return load_recipe(run.recipe_path).recipe
+    """The resolved recipe that lies in the run. Raises ModelError where its code is to be run and nobody read it."""
+    recipe = load_recipe(run.recipe_path).recipe
+    pin = run.read_manifest().get("model_revision")
+    if isinstance(pin, dict) and pin.get("asked") != pin.get("commit"):
+        # the run found that commit by itself: no person has looked at it
+        require_pinned(recipe.model.model_copy(update={"revision": None}))
+    return recipe
 
 
 def stage_weights(run: RunFolder, stage: str | None) -> tuple[str, Weights]:

@@ -153,6 +153,8 @@ def choose(job: StageShapes) -> tuple[Setting, Prediction] | None:
     for setting in settings(job):
         found = predict(job, setting)
         if found.peak_bytes > limit:
+            if above is None and predict(job, smallest(job)).peak_bytes > limit:
+                return None  # then nothing between fits either
             above = (setting, found)
             continue
         if above is None or above[0].gradient_checkpointing != setting.gradient_checkpointing:
@@ -188,6 +190,7 @@ def proposal(recipe: Recipe, job: StageShapes) -> tuple[tuple[str, str], ...]:
         steps.append(("model.quantization", "nf4"))
     if stage.optimizer == "adamw":
         steps.append((f"stages.{stage.name}.optimizer", "adamw_8bit"))
+    rungs: list[tuple[Model, Stage, tuple[tuple[str, str], ...]]] = []
     for key, value in steps:
         field = key.rsplit(".", 1)[1]
         changes = [change for change in changes if change[0] != key] + [(key, value)]
@@ -196,8 +199,9 @@ def proposal(recipe: Recipe, job: StageShapes) -> tuple[tuple[str, str], ...]:
         else:
             update: dict[str, object] = {field: int(value) if value.isdigit() else value == "true" or value}
             tried = tried.model_copy(update=update)
-        if _fits(model, tried, job):
-            return tuple(changes)
+        rungs.append((model, tried, tuple(changes)))
+    if _fits(model, tried, job):  # the highest rung first: where it does not fit, none does
+        return next(shown for model, tried, shown in rungs if _fits(model, tried, job))
     length = _length_that_fits(model, tried, job)
     return (*changes, (f"stages.{stage.name}.max_length", str(length))) if length else ()
 

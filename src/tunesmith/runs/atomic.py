@@ -200,21 +200,24 @@ def _remove_folder(path: Path) -> None:
         _remove_anything(doomed)
 
 
-def remove_temporaries(folder: Path) -> list[Path]:
-    """Remove what an interrupted write left in `folder`; returns what was removed."""
+def remove_temporaries(folder: Path, *, spare_living: bool = False) -> list[Path]:
+    """Remove what an interrupted write left in `folder`; returns what was removed.
+
+    `spare_living`: for a folder in which others may write beside its owner, leave what a living process began.
+    """
     found = sorted(folder.glob(f"{TEMPORARY}*")) if folder.is_dir() else []
+    if spare_living:
+        found = [path for path in found if not _is_being_written(path)]
     with disk_errors(folder):
         for path in found:
             if path.name.startswith(_REPLACED):
                 _put_back(path, path.with_name(path.name.removeprefix(_REPLACED).partition("-")[2]))
-            elif _is_being_written(path):
-                continue
             _remove_anything(path)
     return found
 
 
 def _is_being_written(path: Path) -> bool:
-    """Whether another process that still lives began it: a comparison may write beside the run."""
+    """Whether another process that still lives began it (or one that was given its number since)."""
     pid = path.name.rpartition("-")[2]
     return pid.isdigit() and int(pid) != os.getpid() and start_ticks(int(pid)) is not None
 

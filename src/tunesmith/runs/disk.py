@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,7 +67,8 @@ def free_bytes(path: Path) -> int:
     folder = path
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else sys.maxsize  # some (FUSE, /sys) count nothing
 
 
 def patiently(work: Callable[[], T], *, tell: Callable[[str], None] | None = None) -> T:

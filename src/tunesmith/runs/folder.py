@@ -171,7 +171,7 @@ def create_or_open(root: Path | str, name: str) -> RunFolder:
     if not folder.read_manifest():
         _refuse_foreign(folder, foreign)
         folder.update_manifest({})
-    remove_temporaries(folder.path)
+    remove_temporaries(folder.path, spare_living=True)  # a comparison may write its report beside the run
     return folder
 
 

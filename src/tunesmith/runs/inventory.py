@@ -71,7 +71,10 @@ def read_object(path: Path) -> dict[str, object]:
     """A JSON object from a file of at most 16 MiB that is no link. Raises OSError, or ValueError where it is none."""
     if path.is_symlink():
         raise ValueError("is a symbolic link")
-    value = read_json(path, max_bytes=_LARGEST_JSON_BYTES)
+    try:
+        value = read_json(path, max_bytes=_LARGEST_JSON_BYTES)
+    except ValueError as problem:
+        raise ValueError(str(problem).removeprefix("it ")) from problem  # the file is named before it here
     if not isinstance(value, dict):
         raise ValueError("is not a JSON object")
     return dict(value)

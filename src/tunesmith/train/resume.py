@@ -128,6 +128,7 @@ def _warn_of_rounding(saved: State, fresh: State, *, warn: Callable[[str], None]
         "the attention kernel": (saved.attention, fresh.attention),
         "tokens of a micro-batch": (saved.asked_tokens, fresh.asked_tokens),
         "gradient checkpointing": (saved.checkpointing, fresh.checkpointing),
+        "the reference's mean log-prob": (saved.reference_mean, fresh.reference_mean),  # scored anew, packed otherwise
     }
     changed = [f"{name} {then}, now {now}" for name, (then, now) in pairs.items() if then not in (None, now)]
     if changed:

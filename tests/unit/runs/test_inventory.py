@@ -82,7 +82,7 @@ def test_only_objects_of_a_bounded_size_and_depth_are_read(tmp_path: Path) -> No
     assert read_object(path) == {"a": 1}
     for text in ("[1]", "{", "[" * 100_000, '{"a":"' + "x" * (17 << 20) + '"}'):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"JSON|deep|larger|Expecting"):
+        with pytest.raises(ValueError, match=r"JSON|deep|more than|Expecting"):
             read_object(path)
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(ValueError, match="symbolic link"):

@@ -207,7 +207,7 @@ STRANGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "another step's": (another_step, f"{STATE} is of step 9"),
     "unknown state": (lambda path: state_with(path, momentum=1), "momentum, which this version"),
     "wrong type": (lambda path: state_with(path, step="10"), "holds '10' as step"),
-    "deep": (lambda path: signed_again(path, STATE, b"[" * 200_000), "is nested too deep"),
+    "deep": (lambda path: signed_again(path, STATE, b"[" * 200_000), "is nested more than 64 deep"),
     "no tensors": (lambda path: signed_again(path, WEIGHTS, b"not safetensors"), f"{WEIGHTS} holds no tensors"),
     "huge header": (lambda path: signed_again(path, OPTIMIZER, b"\xff" * 64), f"{OPTIMIZER} holds no tensors"),
 }
