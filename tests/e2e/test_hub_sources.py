@@ -16,7 +16,8 @@ from tests.support.hub import Files, Hub, serving
 CANARY = b"import pathlib\npathlib.Path('canary').write_text('the script ran')\n"
 READ = """
 import json, sys
-from tunesmith.data.sources import hub, open_source, read_rows
+from tunesmith.data import hub
+from tunesmith.data.sources import open_source, read_rows
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import Source
 hub.PAUSES_SECONDS = (0.01, 0.01, 0.01)

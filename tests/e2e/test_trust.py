@@ -34,10 +34,10 @@ class OwnModel(LlamaForCausalLM):
 
 PROGRAM = """
 import io, json, os, pathlib, sys
-import tunesmith.model.download as download
+import tunesmith.data.hub as hub
 from tunesmith.cli.main import main
 
-download.PAUSES_SECONDS = (0.0, 0.0)
+hub.PAUSES_SECONDS = (0.0, 0.0)
 canary = pathlib.Path(os.environ["CANARY"])
 
 def call(*words):

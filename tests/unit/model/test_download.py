@@ -11,8 +11,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from tunesmith.data.hub import PAUSES_SECONDS
 from tunesmith.errors import ModelError
-from tunesmith.model.download import HUB_FILES, PAUSES_SECONDS, download
+from tunesmith.model.download import HUB_FILES, download
 from tunesmith.model.trust import remote_code
 from tunesmith.recipe.models import Model
 

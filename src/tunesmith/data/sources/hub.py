@@ -9,12 +9,12 @@ Must not know: splits, rows.
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from tunesmith.data.hub import fetched
 from tunesmith.data.sources.paths import ARCHIVES, SUFFIXES
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import Source
@@ -24,11 +24,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CARD = ["README.md", ".huggingface.yaml"]
 _DATA_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv", ".txt")
 _DATA_FILES = tuple(f"*{suffix}{packed}" for suffix in _DATA_SUFFIXES for packed in ("", ".gz", ".zst"))
-PAUSES_SECONDS = (1.0, 4.0, 15.0)
-"""Before the second and later attempts: a hub that is busy, or a broken line, is often over after some seconds."""
-_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
-_BROKEN = ("RemoteProtocolError", "ReadError", "ReadTimeout", "IncompleteRead", "ChunkedEncodingError")
-"""Of the transports that the hub's client has had: the line was there and broke. One that was never there is final."""
 _downloaded: dict[tuple[str, str], Path] = {}
 
 
@@ -164,37 +159,12 @@ def _snapshot(source: Source, revision: str | None, patterns: list[str]) -> Path
 
 
 def _fetched(source: Source, revision: str | None, patterns: list[str]) -> Path:
-    """The files, with patience that ends; the last error of the hub's client where it does."""
+    """The files; the last error of the hub's client where patience ends."""
     from huggingface_hub import snapshot_download
 
     fetch = partial(snapshot_download, source.path, repo_type="dataset", revision=revision, allow_patterns=patterns)
-    for seconds in PAUSES_SECONDS:
-        try:
-            return _quietly(fetch)
-        except Exception as error:  # as in `_snapshot`
-            if not _is_transient(error):
-                raise
-            time.sleep(seconds)
-    return _quietly(fetch)
-
-
-def _quietly(fetch: Callable[[], str]) -> Path:
     with quiet_hub():
-        return Path(fetch())
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed in some seconds."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, HfHubHTTPError) and seen.response is not None:
-            return seen.response.status_code in _TRANSIENT
-        if type(seen).__name__ in _BROKEN:
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+        return Path(fetched(fetch))
 
 
 def _refusal(source: Source, what: str, remedy: str, error: Exception) -> DataError:
