@@ -257,7 +257,7 @@ def _ledger(path: Path) -> list[dict[str, str]]:
         raise DataError("no such ledger", where=str(file), remedy="Name a run folder, or the ledger.parquet in it.")
     try:
         table = pq.read_table(file, columns=list(COLUMNS))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(f"not a ledger: {error}", where=str(file), remedy="Name a run folder.") from error
     missing = sorted(set(COLUMNS) - set(table.column_names))
     if missing:

@@ -167,7 +167,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     """A file that is no whole ledger is an error of the run folder."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "Restore it from a copy, or delete it: `tunesmith run` writes it again."
         raise RunFolderError(f"the ledger cannot be read: {reason}", where=str(path), remedy=remedy) from error

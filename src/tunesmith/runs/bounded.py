@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ MAX_BYTES = 8 * 2**20
 """Manifests and configurations have a few kilobytes; a tokenizer's with thousands of added tokens a megabyte."""
 MAX_DEPTH = 64
 """The deepest configuration that is known has 8 levels."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -42,8 +45,12 @@ def parse_json(data: bytes, *, max_depth: int = MAX_DEPTH) -> Json:
     too_deep = f"it is nested more than {max_depth} deep"
     try:
         value: Json = json.loads(data.decode("utf-8-sig"))
+        if _SURROGATE.search(data):
+            json.dumps(value, ensure_ascii=False).encode()  # a lone half is text that can never be written again
     except RecursionError:
         raise ValueError(too_deep) from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate)") from None
     if _is_deeper(value, max_depth):
         raise ValueError(too_deep)
     return value

@@ -146,6 +146,6 @@ def _lines(path: Path) -> list[tuple[Record | None, bytes]]:
 def _decoded(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and line.endswith(b"\n") else None

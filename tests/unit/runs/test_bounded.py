@@ -50,3 +50,10 @@ def test_numbers_of_a_million_digits_are_refused() -> None:
 def test_only_objects_are_mappings() -> None:
     with pytest.raises(ValueError, match="no JSON object"):
         as_mapping([])
+
+
+def test_half_a_character_is_refused_and_whole_ones_are_not() -> None:
+    # json reads the lone half, and no file could ever be written with it
+    with pytest.raises(ValueError, match="half a character"):
+        parse_json(rb'{"a": "\ud83d"}')
+    assert parse_json(rb'{"a": "\ud83d\ude00 \u00e9"}') == {"a": "😀 é"}

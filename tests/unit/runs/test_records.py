@@ -58,7 +58,9 @@ def test_text_separators_inside_a_string_do_not_break_lines(tmp_path: Path) -> N
     assert read_records(path) == [{"step": 1, "text": "a b c\u2028d\x85e\x0cf"}]
 
 
-@pytest.mark.parametrize("rest", [b"\0\0\0\0", b"\0\0\n", b'ep": 3}\n{"step": 4}\n', b'{"step": 4}\n{"st'])
+@pytest.mark.parametrize(
+    "rest", [b"\0\0\0\0", b"\0\0\n", b"[" * 9999 + b"\n", b'ep": 3}\n{"step": 4}\n', b'{"step": 4}\n{"st']
+)
 def test_whatever_a_power_cut_made_of_later_records_is_cut_off(tmp_path: Path, rest: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = b'{"step": 1}\n{"step": 2}\n'

@@ -25,7 +25,7 @@ def read_parquet(path: Path, name: str, num_rows: int, limit: int | None) -> Ite
             check_columns(file.schema_arrow.names, name)
             size = min(num_rows, _rows_of_a_chunk(file.metadata))
             yield from _chunks(file.iter_batches(batch_size=size, use_threads=False), name, limit)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
             f"not a readable Parquet file: {error}", where=name, remedy="Copy or download the file again."
         ) from error

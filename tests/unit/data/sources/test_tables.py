@@ -128,3 +128,10 @@ def test_a_chunk_of_a_table_carries_its_own_rows_only(tmp_path: Path) -> None:
     chunks = list(open_source(source(path, limit=150)).raw_chunks(num_rows=100))
     assert [chunk.num_rows for chunk in chunks] == [100, 50]
     assert all(len(pickle.dumps(chunk)) < 2000 * chunk.num_rows for chunk in chunks)
+
+
+def test_a_parquet_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"questions": ["x"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"questions", b"questio\xe7s"))
+    assert "not a readable Parquet file" in refusal(path)
