@@ -204,7 +204,7 @@ def _soak(path: Path) -> list[str]:
     """`make soak` prints one JSON object; every plain figure of it is shown."""
     content = _figures(path)
     lines = ["| figure | value |", "|---|---|"]
-    lines += [f"| {_words(key)} | {_value(value)} |" for key, value in content.items() if value is not None]
+    lines += [f"| {_words(key)} | {_value(value) or 'none'} |" for key, value in content.items() if value is not None]
     text = "Real runs of two stages, killed at drawn instants, started again, their last bytes compared (`make soak`)."
     return ["## Kill soak\n", text + "\n", "\n".join(lines) + "\n"] if content else []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,18 @@ def test_saved_and_loaded_adapters_give_the_same_logits(tmp_path: Path) -> None:
         continued = continue_adapter(tiny_model("llama"), LORA, tmp_path, seed=9)
         assert torch.equal(continued(input_ids=IDS).logits, wanted)
     assert any(parameter.requires_grad for parameter in continued.parameters())
+
+
+def test_an_adapter_has_the_same_bytes_whatever_order_its_names_come_in(tmp_path: Path) -> None:
+    # peft keeps them in sets: the order is the process's, and a stage is known by the hash of these files
+    names = ["q_proj", "v_proj", "up_proj", "down_proj", "o_proj", "k_proj", "gate_proj"]
+    for folder, order in (("a", names), ("b", names[::-1])):
+        adapted = add_adapter(tiny_model("llama"), LORA, seed=0)
+        adapted.peft_config["default"].target_modules = order  # as a set of another process would give them
+        save_adapter(adapted, tmp_path / folder)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert json.loads((tmp_path / "a/adapter_config.json").read_text())["target_modules"] == sorted(names)
 
 
 def test_a_renamed_tensor_is_an_error_not_a_warning(tmp_path: Path) -> None:
