@@ -132,7 +132,11 @@ def run_stage(job: StageJob) -> None:
     safe_point = partial(job.stop.raise_if_requested, f"stage {job.stage.name}", "what is saved stands")
     safe_point()
     autocast = _autocast(job)  # it may refuse, so before the model is loaded
-    policy = _loaded(job)
+    if memory_limit(job.memory) is not None:
+        give_back_large_blocks(job.machine.device)  # from the first one on: gaps of the load or the check would stay
+    policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
+    if policy.added.note:
+        job.observer.noted(policy.added.note)
     refuse_needs({job.stage.name: stage_need_bytes(job.stage, weight_bytes(policy.model), job.run)}, job.run.path)
     job.observer.noted(apply_kernels(policy.model, job.model.kernels))
     if job.model.compile:
@@ -180,16 +184,6 @@ def run_stage(job: StageJob) -> None:
         stop=job.stop,
     )
     _save(job, policy, num_steps=outcome.result_step, inputs=inputs)
-
-
-def _loaded(job: StageJob) -> Policy:
-    """The policy at the stage's start."""
-    if memory_limit(job.memory) is not None:
-        give_back_large_blocks(job.machine.device)  # from the first one on: gaps of the load or the check would stay
-    policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
-    if policy.added.note:
-        job.observer.noted(policy.added.note)
-    return policy
 
 
 def _autocast(job: StageJob) -> torch.dtype | None:
