@@ -28,7 +28,6 @@ from tunesmith.model.fingerprint import weights_sha
 from tunesmith.model.kernels import apply_kernels
 from tunesmith.model.load import forward_dtype
 from tunesmith.model.machine import Machine
-from tunesmith.model.memory import give_back_large_blocks
 from tunesmith.model.policy import Policy, Weights, policy_for_training, save_policy
 from tunesmith.model.results import StageResult, read_result, write_result
 from tunesmith.model.shapes import weight_bytes
@@ -36,7 +35,6 @@ from tunesmith.objectives import Objective, objective_of
 from tunesmith.pipeline.changes import RowsOf
 from tunesmith.pipeline.disk import refuse_needs, stage_need_bytes
 from tunesmith.pipeline.memory import plan_stage_memory
-from tunesmith.pipeline.memory_stages import memory_limit
 from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.resumed import engine_as_before, stage_as_before
 from tunesmith.pipeline.starts import weights_sha_on_disk
@@ -132,8 +130,6 @@ def run_stage(job: StageJob) -> None:
     safe_point = partial(job.stop.raise_if_requested, f"stage {job.stage.name}", "what is saved stands")
     safe_point()
     autocast = _autocast(job)  # it may refuse, so before the model is loaded
-    if memory_limit(job.memory) is not None:
-        give_back_large_blocks(job.machine.device)  # from the first one on: gaps of the load or the check would stay
     policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
     if policy.added.note:
         job.observer.noted(policy.added.note)

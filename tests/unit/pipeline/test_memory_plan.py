@@ -22,7 +22,6 @@ from tunesmith.errors import ResourceError
 from tunesmith.model.machine import Machine
 from tunesmith.model.shapes import weight_bytes
 from tunesmith.pipeline import memory, memory_stages
-from tunesmith.pipeline import stage as stage_module
 from tunesmith.pipeline.memory_predict import Prediction, Setting, StageShapes
 from tunesmith.pipeline.memory_stages import disk_bytes
 from tunesmith.recipe.models import Recipe
@@ -167,17 +166,3 @@ def test_a_resumed_stage_runs_with_its_plan(inputs: Path, monkeypatch: pytest.Mo
     assert json.loads((grown / "stages/sft/memory.json").read_text()) == kept
     adapter = "stages/sft/adapter/adapter_model.safetensors"
     assert (grown / adapter).read_bytes() == (whole / adapter).read_bytes()
-
-
-def test_a_run_with_a_limit_gives_large_blocks_back_from_before_its_model(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What the load and the parity check free would else stay in gaps, beside the plan's own sum.
-    calls: list[str] = []
-    load = stage_module.policy_for_training
-    monkeypatch.setattr(stage_module, "give_back_large_blocks", lambda device: calls.append("give back"))
-    monkeypatch.setattr(stage_module, "policy_for_training", lambda *a, **k: (calls.append("load"), load(*a, **k))[1])
-    monkeypatch.setattr(memory, "choose", lambda job: (Setting(64, "none"), Prediction({}, {"step": 1})))
-    monkeypatch.setattr(memory, "give_back_large_blocks", lambda device: None)
-    tunesmith.run(_recipe(inputs, "limited", max_steps=1, learning_rate=2e-2))
-    assert calls[:2] == ["give back", "load"]
