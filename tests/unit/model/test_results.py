@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.errors import ResumeError, RunFolderError
+from tunesmith.errors import ModelError, ResumeError, RunFolderError
 from tunesmith.model.policy import Weights
-from tunesmith.model.results import StageResult, read_result, write_result
+from tunesmith.model.results import StageResult, read_result, run_recipe_of, write_result
+from tunesmith.model.trust import remote_code
 from tunesmith.recipe.models import Model
 from tunesmith.runs.folder import RunFolder, create_or_open
 
@@ -146,3 +147,18 @@ def test_the_model_below_an_adapter_is_looked_at_too(tmp_path: Path) -> None:
 def test_an_unfinished_stage_is_no_damage(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="has no result"):
         read_result(finished(tmp_path), "dpo")
+
+
+def test_a_commit_that_a_run_found_by_itself_is_none_that_a_person_read(tmp_path: Path) -> None:
+    run = create_or_open(tmp_path, "run")
+    commit = "a" * 40
+    recipe = {"name": "run", "model": {"path": "org/own", "revision": commit}}
+    recipe["stages"] = [{"name": "sft", "method": "sft", "train": [{"path": "a.jsonl"}]}]
+    run.recipe_path.write_text(json.dumps(recipe))
+    run.update_manifest({"model_revision": {"path": "org/own", "asked": None, "commit": commit}})
+    assert run_recipe_of(run).model.revision == commit
+    with remote_code(), pytest.raises(ModelError, match="only run at a pinned commit"):
+        run_recipe_of(run)
+    run.update_manifest({"model_revision": {"path": "org/own", "asked": commit, "commit": commit}})
+    with remote_code():
+        assert run_recipe_of(run).model.revision == commit

@@ -163,3 +163,13 @@ def test_a_folder_is_removed_by_a_second_attempt_too(tmp_path: Path) -> None:
     path.rename(tmp_path / f".tmp-removed-step-1-{os.getpid()}")  # as far as the first came
     atomic.remove_folder(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_living_process_writes_beside_the_owner_is_spared_where_that_is_asked(tmp_path: Path) -> None:
+    living = tmp_path / f".tmp-report.html-{os.getppid()}"
+    for path in (living, tmp_path / f".tmp-a-{os.getpid()}", tmp_path / ".tmp-b-99999999"):
+        path.write_bytes(b"")
+    atomic.remove_temporaries(tmp_path, spare_living=True)
+    assert list(tmp_path.iterdir()) == [living]
+    atomic.remove_temporaries(tmp_path)  # where only the owner writes, a number given out anew must not keep it
+    assert list(tmp_path.iterdir()) == []
