@@ -3,17 +3,19 @@
 A change of a curve is a change of what training does. Where it is meant, write the curves anew and say why in the
 commit:
 
-    PYTHONPATH=src:. python -m tests.golden.curves
+    PYTHONPATH=src:. python -m tests.golden.curves [NAME...]
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
+from tests.support.methods import all_cases
 from tests.support.training import Trial, completion_stage, dpo_stage, sft_stage
 from tunesmith.recipe.models import Lora, Replay, Source
 from tunesmith.runs.records import read_records
@@ -28,6 +30,8 @@ STAGES = {
     "completion": completion_stage(**SHARED, learning_rate=2e-3, tuning=Lora(r=4)),
     "dpo": dpo_stage(**SHARED, learning_rate=5e-4, tuning=Lora(r=4), beta=0.1, label_smoothing=0.05),
 }
+# Every other method under the settings of its case (tests/parity/losses), learning rate and beta included.
+STAGES |= {name: case.stage.model_copy(update=SHARED) for name, case in all_cases().items() if case.golden}
 
 Curves = dict[str, list[object]]
 
@@ -45,11 +49,11 @@ def curves_of(name: str) -> Curves:
 
 def path_of(name: str) -> Path:
     """The committed curves of a method."""
-    return FOLDER / f"{name}.json"
+    return FOLDER / f"{name.replace(', ', '-').replace(' ', '_')}.json"
 
 
 if __name__ == "__main__":
-    for name in STAGES:
+    for name in sys.argv[1:] or STAGES:
         lines = [f"  {json.dumps(key)}: {json.dumps(values)}" for key, values in curves_of(name).items()]
         path_of(name).write_text("{\n" + ",\n".join(lines) + "\n}\n")
         print(f"wrote {path_of(name)}")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
 
 import pytest
 
 from tests.golden.curves import NUM_STEPS, STAGES, curves_of, path_of
-from tunesmith.recipe.models import Stage
+from tunesmith.objectives import METHODS
 
 TOLERANCE = 1e-6
 """Relative, float32 on one thread. Other instruction sets (SSE, AVX2, AVX-512) differ by up to 4e-7."""
@@ -30,11 +29,13 @@ def test_curve_is_the_golden_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_golden_loss_falls_by_a_quarter(name: str) -> None:
+def test_golden_loss_falls(name: str) -> None:
+    """By a quarter of itself in 50 steps; where a loss may be negative, or starts at its constant, by a hundredth."""
     losses = json.loads(path_of(name).read_text())["loss"]
-    assert losses[-1] < 0.75 * losses[0]
+    assert losses[-1] < losses[0] - (
+        0.25 * losses[0] if name in ("sft", "completion", "dpo") else 0.01 * abs(losses[0])
+    )
 
 
 def test_every_method_has_a_curve() -> None:
-    methods = {get_args(kind.model_fields["method"].annotation)[0] for kind in get_args(get_args(Stage)[0])}
-    assert set(STAGES) == methods
+    assert {stage.method for stage in STAGES.values()} == set(METHODS)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tunesmith.model.adapters import add_adapter
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective, Result, Sum, objective_of
 from tunesmith.recipe.models import CompletionStage, DpoStage, Full, Lora, SftStage, Source
+from tunesmith.recipe.stages import RowKind, StageBase
 from tunesmith.runs.folder import StageFolder
 from tunesmith.train.loop import References, StageOutcome, train_stage
 from tunesmith.train.progress import Observer
@@ -60,6 +61,30 @@ def text_trees(count: int = 8) -> list[Tree]:
     """Texts without a prompt: the first token is marked as trained and cannot be."""
     lengths = [3, 17, 2, 40, 9, 5, 28, 11]
     return [random_tree(0, (lengths[number % 8],), vocabulary=VOCABULARY, seed=100 + number) for number in range(count)]
+
+
+def labeled_trees(count: int = 8) -> list[Tree]:
+    """The first answers, two of three desirable, each with a mismatched one beside it: the next row's answer."""
+    trees = pair_trees(count)
+    return [
+        replace(
+            tree,
+            branches=(tree.branches[0], trees[(number + 1) % count].branches[0]),
+            label=number % 3 != 1,
+        )
+        for number, tree in enumerate(trees)
+    ]
+
+
+def ranked_trees(count: int = 8) -> list[Tree]:
+    """Three or four answers a prompt, of unequal length, with scores in no order."""
+    trees = []
+    for number, tree in enumerate(pair_trees(count)):
+        more = random_tree(1, (4, 9)[: 1 + number % 2], vocabulary=VOCABULARY, seed=50 + number).branches
+        branches = (*tree.branches, *more)
+        scores = tuple(float((7 * number + 3 * place) % 5) + 0.1 * place for place in range(len(branches)))
+        trees.append(replace(tree, branches=branches, scores=scores))
+    return trees
 
 
 def lora_engine(*, dropout: float = 0.0, moved: bool = False, family: str = "llama", **config: Any) -> Engine:
@@ -136,7 +161,7 @@ class Trial:
     """A stage in a folder that can be run, broken off and run again, each time from the same start."""
 
     folder: Path
-    stage: SftStage | CompletionStage | DpoStage
+    stage: StageBase
     family: str = "llama"
     dropout: float = 0.1
     num_train: int = 11
@@ -157,16 +182,23 @@ class Trial:
     ) -> tuple[StageOutcome, Engine]:
         """Run, or go on."""
         engine = engine or self.engine()
-        rows = {"dpo": pair_trees, "completion": text_trees}.get(self.stage.method, answer_trees)
-        trees = rows(self.num_train + 4)
+        rows: dict[RowKind, Callable[[int], list[Tree]]] = {
+            "pairs": pair_trees,
+            "text": text_trees,
+            "labels": labeled_trees,
+            "rankings": ranked_trees,
+            "answers": answer_trees,
+        }
+        trees = rows[self.stage.rows](self.num_train + 4)
         train, heldout = trees[: self.num_train], trees[self.num_train :]
         references: References | None = None
-        if isinstance(self.stage, DpoStage):
+        objective = objective_of(self.stage)
+        if objective.needs_reference:
             references = (references_of(engine, train), references_of(engine, heldout))
         outcome = train_stage(
             engine=engine,
             stage=self.stage,
-            objective=objective_of(self.stage),
+            objective=objective,
             train=train,
             heldout=heldout,
             replay=text_trees(5) if isinstance(self.stage, SftStage) and self.stage.replay else (),

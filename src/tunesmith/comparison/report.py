@@ -21,7 +21,8 @@ from tunesmith.comparison.figures import FIGURES, Figure
 from tunesmith.comparison.summary import Answered, Summary
 from tunesmith.comparison.words import bare_number, interval, number
 from tunesmith.data.ledger import FATES, Count, read_parquet
-from tunesmith.recipe.models import DpoStage, Recipe, SftStage
+from tunesmith.recipe.models import Recipe, SftStage
+from tunesmith.recipe.preferences import PreferenceStage
 from tunesmith.runs.atomic import write_text
 from tunesmith.runs.folder import RunFolder
 from tunesmith.runs.records import read_records
@@ -175,11 +176,12 @@ def _stage_views(folder: RunFolder, recipe: Recipe, summary: Summary) -> list[St
         charts = stage_charts(
             read_records(files.metrics_path),
             read_records(files.eval_path),
-            is_preference=isinstance(stage, DpoStage),
+            is_preference=isinstance(stage, PreferenceStage),
             has_replay=isinstance(stage, SftStage) and stage.replay is not None,
         )
         what = f"{stage.method}, {'LoRA' if stage.tuning.kind == 'lora' else 'all weights'}"
-        beta = f", beta {stage.beta:g}" if isinstance(stage, DpoStage) else ""
+        beta = stage.model_dump().get("beta") if isinstance(stage, PreferenceStage) else None
+        beta = "" if beta is None else f", beta {beta:g}"
         what += f", peak learning rate {stage.learning_rate:g}, {stage.batch_size} examples a step{beta}"
         views.append(StageView(name, colour(place), what, tuple(charts), _warnings(files.warnings_path)))
     return views

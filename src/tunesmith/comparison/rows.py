@@ -15,7 +15,9 @@ import numpy as np
 from tunesmith.data.prepare import prepare_stage, read_examples, stage_renderer
 from tunesmith.data.render import Renderer
 from tunesmith.data.types import Conversation, Example, RowError, Text, Tree
-from tunesmith.recipe.models import CompletionStage, DpoStage, Recipe, SftStage, Source
+from tunesmith.recipe.models import Recipe, SftStage, Source, StageBase
+from tunesmith.recipe.preferences import PreferenceStage
+from tunesmith.recipe.stages import RowKind
 
 WRONG_ANSWER = "value"
 """Pairs with the tag `kind: value` set a wrong answer against a right one; they are reported apart."""
@@ -76,19 +78,19 @@ def compared_rows(recipe: Recipe, renderer: Renderer, *, max_new_tokens: int, ma
 
 def _preferred(recipe: Recipe, renderer: Renderer) -> tuple[list[Example], str]:
     if recipe.compare.preferences:
-        return _examples(recipe.compare.preferences, "dpo"), "the files of `compare.preferences` hold no usable pair"
-    stages = [stage for stage in recipe.stages if isinstance(stage, DpoStage)]
+        return _examples(recipe.compare.preferences, "pairs"), "the files of `compare.preferences` hold no usable pair"
+    stages = [stage for stage in recipe.stages if isinstance(stage, PreferenceStage)]
     if not stages:
         return [], "the run has no preference stage, and `compare.preferences` is empty"
     reason = f"stage {stages[-1].name!r} has no held-out rows, and `compare.preferences` is empty"
     return _heldout(stages[-1], renderer), reason
 
 
-def _examples(sources: Sequence[Source], method: str | None = None) -> list[Example]:
-    return [example for source in sources for example in read_examples(source, method).examples]
+def _examples(sources: Sequence[Source], wanted: RowKind | None = None) -> list[Example]:
+    return [example for source in sources for example in read_examples(source, wanted).examples]
 
 
-def _heldout(stage: SftStage | CompletionStage | DpoStage, renderer: Renderer) -> list[Example]:
+def _heldout(stage: StageBase, renderer: Renderer) -> list[Example]:
     """The examples that the stage held out; the split is the training's own, asked for again."""
     if not stage.heldout and not stage.heldout_fraction:
         return []

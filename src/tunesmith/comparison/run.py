@@ -26,7 +26,8 @@ from tunesmith.model.policy import Weights, policy_for_reading
 from tunesmith.model.results import BASE, weights_at
 from tunesmith.model.stage import LoadedStage, load_stage
 from tunesmith.recipe.load import load_recipe
-from tunesmith.recipe.models import DpoStage, Recipe
+from tunesmith.recipe.models import Recipe
+from tunesmith.recipe.preferences import PreferenceStage
 from tunesmith.runs.atomic import make_folder, write_json, write_text
 from tunesmith.runs.disk import disk_errors
 from tunesmith.runs.folder import RunFolder, open_run
@@ -97,7 +98,7 @@ def reference_name(recipe: Recipe) -> str:
 
     Without a preference stage it is the base; where the stage starts outside of the run, what its `start` says.
     """
-    numbers = [number for number, stage in enumerate(recipe.stages) if isinstance(stage, DpoStage)]
+    numbers = [number for number, stage in enumerate(recipe.stages) if isinstance(stage, PreferenceStage)]
     if not numbers:
         return BASE
     number = numbers[-1]

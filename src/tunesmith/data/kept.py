@@ -94,7 +94,9 @@ def encoded(result: ChunkResult) -> bytes:
         "edges": packed.edges,
         "num_edges": packed.num_edges,
         "shas": np.frombuffer(packed.shas, np.uint8),
+        "figures": packed.figures,
         "rest": np.frombuffer(json.dumps(rest).encode(), np.uint8),
+        **({} if packed.weights is None else {"weights": packed.weights}),
     }
     body: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     return body
@@ -122,6 +124,8 @@ def decoded(body: bytes) -> ChunkResult:
         num_edges=arrays["num_edges"],
         ids=rest["ids"],
         shas=arrays["shas"].tobytes(),
+        figures=arrays["figures"],
+        weights=arrays.get("weights"),
     )
     return ChunkResult(
         fates=fates,

@@ -26,7 +26,7 @@ from tunesmith.data.formats import Decoded, plan_format, to_examples
 from tunesmith.data.kept import num_kept, remove_unfinished
 from tunesmith.data.ledger import Ledger, Split
 from tunesmith.data.notes import closing_notes
-from tunesmith.data.reading import StageReader, StageRecipe, Tell, check_method, refuse_empty
+from tunesmith.data.reading import StageReader, StageRecipe, Tell, check_rows, refuse_empty
 from tunesmith.data.render import Renderer
 from tunesmith.data.sources import OpenedSource, open_source, read_rows
 from tunesmith.data.store import TreeStore
@@ -34,13 +34,14 @@ from tunesmith.data.template import ChatTemplate
 from tunesmith.data.types import Example, Tree
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import SftStage, Source
+from tunesmith.recipe.stages import RowKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("transformers", "tokenizers", "jinja2")  # what renders and tokenizes besides our own code
 KEY_FIELDS = (
-    *("method", "train", "heldout", "heldout_fraction", "replay", "max_length", "too_long", "train_on"),
+    *("train", "heldout", "heldout_fraction", "replay", "max_length", "too_long", "train_on"),
     *("on_bad_row", "max_bad_rows", "duplicates"),
 )
 # The hash of a source's content knows the commit; a recipe that names it shares the entry of one that does not.
@@ -96,6 +97,7 @@ def prepare_stage(
     shas = {opened.name: opened.content_sha() for _, opened in sources}
     key = cache_key(
         {
+            "rows": stage.rows,
             "stage": stage.model_dump(mode="json", include=set(KEY_FIELDS), exclude=NOT_IN_KEY),
             "sources": shas,
             "max_length": renderer.max_length,
@@ -124,12 +126,15 @@ def prepare_stage(
     )
 
 
-def read_examples(source: Source, method: str | None = None) -> Decoded:
-    """A source's examples for one method (any, where None). Raises DataError for malformed rows and unfit formats."""
+def read_examples(source: Source, wanted: RowKind | None = None) -> Decoded:
+    """A source's examples of one kind of rows (any, where None).
+
+    Raises DataError for malformed rows and unfit formats.
+    """
     rows = read_rows(source)
     decoded = to_examples(rows, source)
-    if method is not None:
-        check_method(plan_format(rows, source), source, method)
+    if wanted is not None:
+        check_rows(plan_format(rows, source), source, wanted)
     decoded.raise_bad(source.path)
     return decoded
 

@@ -27,11 +27,36 @@ from tunesmith.data.sources import OpenedSource, RawChunk, check_renames, empty_
 from tunesmith.data.types import BadRow, Row
 from tunesmith.data.worker import ChunkResult, Task, process
 from tunesmith.errors import DataError
-from tunesmith.recipe.models import CompletionStage, DpoStage, FormatName, SftStage, Source
+from tunesmith.recipe.models import FormatName, SftStage, Source, StageBase
+from tunesmith.recipe.stages import RowKind
 from tunesmith.runs.disk import free_bytes
 
-StageRecipe = SftStage | CompletionStage | DpoStage
+StageRecipe = StageBase
 Tell = Callable[[str], None]
+FITTING: dict[RowKind, tuple[RowKind, ...]] = {
+    "text": ("text",),
+    "answers": ("answers", "text"),
+    "pairs": ("pairs", "rankings"),
+    "labels": ("labels", "pairs"),
+    "rankings": ("rankings", "pairs"),
+}
+"""What may stand in the files of a stage that trains on these rows: of several ranked answers the best and the worst
+make a pair; a pair is two labeled answers, or a ranking of two."""
+WORDS: dict[RowKind, str] = {
+    "text": "plain text is",
+    "answers": "one answer a row is",
+    "pairs": "pairs of a chosen and a rejected answer are",
+    "labels": "one answer with a label a row is",
+    "rankings": "several ranked answers a row are",
+}
+REMEDIES: dict[RowKind, str] = {
+    "text": "Give a file with a `text` column, or train these rows in a stage with `method: sft`.",
+    "answers": "For pairs use `method: dpo`, for labels `kto`, for rankings `plackett_luce`; or, to train on the "
+    "chosen answers, rename them: `columns: {answer: chosen}` with a `prompt` column.",
+    "pairs": f"Formats with pairs: {', '.join(sorted(PAIRS))}, ranked. Rename with `columns`, or use `method: sft`.",
+    "labels": "Give a `label` column beside one answer (true, false), or pairs; or use `method: sft`.",
+    "rankings": "Give a list of answers with a list of scores (`responses`, `scores`), or pairs.",
+}
 NUM_ALIKE = 2  # rows with the same trouble that get a line each
 TOLD_ROWS = 100_000  # rows between two lines of progress
 
@@ -96,8 +121,7 @@ class StageReader:
         if first is None:
             raise empty_error(source)
         plan = self._plan(first, source)
-        method = "completion" if split == "replay" else self.stage.method
-        check_method(plan, source, method)
+        check_rows(plan, source, "text" if split == "replay" else self.stage.rows)
         self.any_chat |= plan.chat
         self.notes += [f"{opened.name}: {note}" for note in opened.notes]
         self.notes.append(f"{opened.name}: format {plan.format} ({plan.reason}).")
@@ -231,37 +255,28 @@ def bad_line(bad: BadRow) -> str:
     return f"{bad.id}: {bad.field}: found {bad.found}; wanted {bad.wanted}"
 
 
-def check_method(plan: FormatPlan, source: Source, method: str) -> None:
-    """Raises DataError where a method cannot train on rows of a format."""
-    why = f"it is in the format {plan.format} ({plan.reason})"
-    if method == "completion" and plan.format != "text":
-        raise DataError(
-            f"plain text is wanted here, but the file{why.removeprefix('it')}",
-            where=source.path,
-            remedy="Give a file with a `text` column, or train these rows in a stage with `method: sft`.",
-        )
-    if plan.format in ("ranked", "labeled"):
-        kinds = {"ranked": "several ranked answers a row", "labeled": "one answer with a label a row"}
-        raise DataError(
-            f"the file holds {kinds[plan.format]}, which {method} does not train on: {why}",
-            where=source.path,
-            remedy="Give pairs (`chosen`, `rejected`) for dpo, or one answer a row for sft.",
-        )
-    wanted = 2 if method == "dpo" else 1
-    if plan.num_answers == wanted:
+def check_rows(plan: FormatPlan, source: Source, wanted: RowKind) -> None:
+    """Raises DataError where rows of a format are not what a method trains on."""
+    held = _held(plan)
+    if held in FITTING[wanted]:
         return
-    if wanted == 2:
-        raise DataError(
-            f"{method} compares two answers, but the file has no `chosen` and `rejected`: {why}",
-            where=source.path,
-            remedy=f"Formats with pairs: {', '.join(sorted(PAIRS))}. Rename with `columns`, or use `method: sft`.",
-        )
     raise DataError(
-        f"{method} trains one answer a row, but the file holds pairs: {why}",
+        f"{WORDS[wanted]} wanted here, but the file holds {WORDS[held].removesuffix(' are').removesuffix(' is')}: "
+        f"it is in the format {plan.format} ({plan.reason})",
         where=source.path,
-        remedy="Use `method: dpo`; or, to train on the chosen answers, rename them: "
-        "`columns: {answer: chosen}` with a `prompt` column.",
+        remedy=REMEDIES[wanted],
     )
+
+
+def _held(plan: FormatPlan) -> RowKind:
+    """What the rows of a format hold."""
+    if plan.format == "text":
+        return "text"
+    if plan.format == "ranked":
+        return "rankings"
+    if plan.format == "labeled":
+        return "labels"
+    return "pairs" if plan.num_answers == 2 else "answers"
 
 
 def refuse_empty(build: StageBuild, stage: StageRecipe) -> None:

@@ -5,7 +5,9 @@ a stage may be larger than memory; sizes of any sequence of trees. Must not know
 
 Layout of a folder: `tokens.i32` every tree's prompt and branches one after another; `trained.u8` one byte a token;
 `edges.i64` for every tree its start, the end of its prompt, the end of every branch; `first_edge.i64` where a tree's
-edges begin; `shas.bin` 32 bytes a tree; `ids.txt` with `id_edges.i64`; `order.i64` which trees are read, in order.
+edges begin; `shas.bin` 32 bytes a tree; `ids.txt` with `id_edges.i64`; `order.i64` which trees are read, in order;
+`figures.f64` for every tree its label (nan for none), its weight, and the score of every branch (nan for none), at
+places that follow from `first_edge`; `weights.f32` one number a token, empty where every trained token counts 1.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ Length = TypeVar("Length", int, Array)
 SHA_BYTES = 32
 COUNTED_TREES = 1 << 10  # trees whose masks are summed at a time: a few MB
 FILES = ("tokens.i32", "trained.u8", "edges.i64", "first_edge.i64", "shas.bin", "ids.txt", "id_edges.i64", "order.i64")
+FIGURES = ("figures.f64", "weights.f32")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +42,8 @@ class Packed:
     num_edges: Array
     ids: list[str]
     shas: bytes
+    figures: npt.NDArray[np.float64]  # as many as edges: label, weight, scores
+    weights: npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +83,27 @@ def pack(trees: Sequence[Tree]) -> Packed:
         num_edges=np.array([2 + len(tree.branches) for tree in trees], np.int64),
         ids=[tree.id for tree in trees],
         shas=b"".join(bytes.fromhex(tree.sha()) for tree in trees),
+        figures=np.array([figure for tree in trees for figure in _figures(tree)], np.float64),
+        weights=_weights(trees),
     )
+
+
+def _figures(tree: Tree) -> list[float]:
+    """Label, weight and a score for every branch: as many numbers as the tree has edges."""
+    scores = tree.scores or (np.nan,) * len(tree.branches)
+    assert len(scores) == len(tree.branches), "a score for every branch, or none"
+    return [np.nan if tree.label is None else float(tree.label), tree.weight, *scores]
+
+
+def _weights(trees: Sequence[Tree]) -> npt.NDArray[np.float32] | None:
+    """The weight of every token, prompts included; None where no tree has any."""
+    if all(branch.weights is None for tree in trees for branch in tree.branches):
+        return None
+    parts: list[npt.NDArray[np.generic]] = []
+    for tree in trees:
+        parts.append(np.zeros(len(tree.prompt_ids), np.float32))
+        parts += [branch.trained if branch.weights is None else branch.weights for branch in tree.branches]
+    return np.concatenate(parts, dtype=np.float32)
 
 
 def take(packed: Packed, chosen: npt.NDArray[np.bool_]) -> Packed:
@@ -100,6 +125,8 @@ def take(packed: Packed, chosen: npt.NDArray[np.bool_]) -> Packed:
         num_edges=packed.num_edges[chosen],
         ids=[packed.ids[place] for place in places],
         shas=shas,
+        figures=packed.figures[of_edges],
+        weights=None if packed.weights is None else packed.weights[of_tokens],
     )
 
 
@@ -108,7 +135,8 @@ class StoreWriter:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in FILES}
+        self._files: dict[str, BinaryIO] = {name: (folder / name).open("wb") for name in (*FILES, *FIGURES)}
+        self._is_weighted = False
         self.num_trees = 0
         self._num_tokens = 0
         self._num_edges = 0
@@ -126,10 +154,23 @@ class StoreWriter:
         self._write("id_edges.i64", ends.astype("<i8"))
         self._files["ids.txt"].write(b"".join(names))
         self._files["shas.bin"].write(packed.shas)
+        self._write("figures.f64", packed.figures.astype("<f8"))
+        self._write_weights(packed)
         self.num_trees += len(names)
         self._num_tokens += len(packed.tokens)
         self._num_edges += len(packed.edges)
         self._num_id_bytes = int(ends[-1]) if names else self._num_id_bytes
+
+    def _write_weights(self, packed: Packed) -> None:
+        """Weights from the first tree that has any on; the tokens before it count as they are trained."""
+        if packed.weights is not None and not self._is_weighted:
+            self._is_weighted = True
+            self._files["trained.u8"].flush()
+            before = np.fromfile(self._files["trained.u8"].name, "u1", count=self._num_tokens)
+            self._write("weights.f32", before.astype("<f4"))
+        if self._is_weighted:
+            weights = packed.trained if packed.weights is None else packed.weights
+            self._write("weights.f32", weights.astype("<f4"))
 
     def close(self, order: Array | None = None) -> None:
         """Writes the order (all trees as they came, where None) and closes the files."""
@@ -160,6 +201,8 @@ class TreeStore(Sequence[Tree]):
         self._ids = _mapped(folder / "ids.txt", "u1")
         self._id_edges = _mapped(folder / "id_edges.i64", "<i8")
         self._order = _mapped(folder / "order.i64", "<i8")
+        self._figures = _mapped(folder / "figures.f64", "<f8")
+        self._weights = _mapped(folder / "weights.f32", "<f4")
 
     def __len__(self) -> int:
         return len(self._order)
@@ -176,13 +219,19 @@ class TreeStore(Sequence[Tree]):
         number = int(self._order[index])
         edges = self._edges[self._first_edge[number] : self._first_edge[number + 1]].tolist()
         prompt = np.array(self._tokens[edges[0] : edges[1]], np.int32)
-        branches = tuple(
-            Branch(np.array(self._tokens[start:end], np.int32), np.array(self._trained[start:end], np.bool_))
-            for start, end in pairwise(edges[1:])
-        )
+        branches = tuple(self._branch(start, end) for start, end in pairwise(edges[1:]))
         start = int(self._id_edges[number - 1]) if number else 0
         name = self._ids[start : int(self._id_edges[number])].tobytes().decode()
-        return Tree(name, prompt, branches)
+        figures = self._figures[self._first_edge[number] : self._first_edge[number + 1]].tolist()
+        label, weight, *scores = figures
+        is_scored = not np.isnan(scores).any()
+        given = None if np.isnan(label) else label == 1
+        return Tree(name, prompt, branches, tuple(scores) if is_scored else (), given, weight)
+
+    def _branch(self, start: int, end: int) -> Branch:
+        ids, trained = np.array(self._tokens[start:end], np.int32), np.array(self._trained[start:end], np.bool_)
+        weights = np.array(self._weights[start:end], np.float32) if len(self._weights) else None
+        return Branch(ids, trained, None if weights is None or np.array_equal(weights, trained) else weights)
 
     def digest(self) -> str:
         """sha256 over the trees' own hashes, in order."""

@@ -17,6 +17,7 @@ from tunesmith.errors import DataError
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
+Figures = npt.NDArray[np.float32]
 
 
 class RowError(DataError):
@@ -109,10 +110,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
-    """One answer in tokens: `ids` [B]; `trained` [B] says which tokens a loss reads."""
+    """One answer in tokens: `ids` [B]; `trained` [B] says which tokens a loss reads.
+
+    `weights` [B]: how much each of them counts, where the file gives fractions; None: 1 each.
+    """
 
     ids: Ids
     trained: Mask
+    weights: Figures | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,11 +125,16 @@ class Tree:
     """An example in tokens: the shared prompt `prompt_ids` [P] and its branches.
 
     P may be 0; then the first token of every branch has nothing before it, and is never trained.
+    `scores` (one a branch, higher is better), `label` (is the answer desirable) and `weight` (how much the example
+    counts) are the file's, for the methods that read them.
     """
 
     id: str
     prompt_ids: Ids
     branches: tuple[Branch, ...]
+    scores: tuple[float, ...] = ()
+    label: bool | None = None
+    weight: float = 1.0
 
     @property
     def num_tokens(self) -> int:
@@ -142,10 +152,14 @@ class Tree:
         return sum(len(self.prompt_ids) + len(branch.ids) for branch in self.branches)
 
     def sha(self) -> str:
-        """sha256 of the tokens and masks: equal trees score equally, whatever file they came from."""
+        """sha256 of tokens, masks and the file's figures: equal trees train equally, whatever file they came from."""
         digest = hashlib.sha256(np.int64(len(self.prompt_ids)).tobytes() + self.prompt_ids.astype("<i4").tobytes())
         for branch in self.branches:
             digest.update(np.int64(len(branch.ids)).tobytes())
             digest.update(branch.ids.astype("<i4").tobytes())
             digest.update(np.packbits(branch.trained).tobytes())
+            if branch.weights is not None:
+                digest.update(b"weights" + branch.weights.astype("<f4").tobytes())
+        if self.scores or self.label is not None or self.weight != 1:
+            digest.update(repr((self.scores, self.label, self.weight)).encode())
         return digest.hexdigest()

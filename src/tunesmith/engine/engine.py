@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 
 from tunesmith.data.types import Tree
 from tunesmith.engine.attention import use_forest_attention
+from tunesmith.engine.extras import token_extras
 from tunesmith.engine.forest import Forest, build_forest
 from tunesmith.engine.head import Head
 from tunesmith.engine.layout import ForestLayout, Kernel
-from tunesmith.engine.logprobs import Logprobs, token_logprobs
+from tunesmith.engine.logprobs import Extra, Logprobs, token_logprobs
 from tunesmith.engine.plain import plain_logprobs
 from tunesmith.engine.tail import skip_unread
 from tunesmith.model.added_tokens import embedded
@@ -52,25 +53,26 @@ class Engine:
         """What the forward pass computes in."""
         return self.autocast or self.model.dtype
 
-    def logprobs(self, trees: Sequence[Tree]) -> Logprobs:
+    def logprobs(self, trees: Sequence[Tree], wants: Sequence[Extra] = ()) -> Logprobs:
         """Log-probs of every trained token of `trees` as one micro-batch, in tree, branch and token order.
 
+        `wants` names what else of the tokens' distributions is to be supplied.
         Keeps the autograd graph unless gradients are switched off. Modes (train, eval) are the caller's. Log-probs
         are float32 also under `autocast`, which holds here so that training, evaluation and reference agree.
         """
         if self.autocast is None:
-            return self._logprobs(trees)
+            return self._logprobs(trees, wants)
         with torch.autocast(self.model.device.type, dtype=self.autocast):
-            return self._logprobs(trees)
+            return self._logprobs(trees, wants)
 
     def _read(self, forest: Forest) -> Tensor | None:
         """The tokens whose last hidden state is read, where leaving the others out pays."""
         few = len(forest.read_R) <= _WORTH_SKIPPING * forest.num_tokens
         return forest.read_R if self.skip and few and skip_unread(self.model) else None
 
-    def _logprobs(self, trees: Sequence[Tree]) -> Logprobs:
+    def _logprobs(self, trees: Sequence[Tree], wants: Sequence[Extra]) -> Logprobs:
         if self.backend == "plain":
-            return plain_logprobs(self.model, trees)
+            return plain_logprobs(self.model, trees, wants)
         use_forest_attention(self.model)
         forest = build_forest(trees, self.model.device)
         embedded_TH = embedded(self.model.get_input_embeddings(), forest.input_ids_T)
@@ -83,8 +85,10 @@ class Engine:
             forest_layout=ForestLayout(forest.spans, self.backend, self._read(forest)),
         ).last_hidden_state
         source_NH = hidden[0].index_select(0, forest.source_N)
-        logprob_N = token_logprobs(source_NH, forest.target_N, Head.of(self.model), chunk_bytes=self.chunk_bytes)
-        return Logprobs(logprob_N, forest.branch_N, forest.tree_B)
+        head = Head.of(self.model)
+        logprob_N = token_logprobs(source_NH, forest.target_N, head, chunk_bytes=self.chunk_bytes)
+        extras = token_extras(source_NH, forest.target_N, logprob_N, head, wants)
+        return Logprobs(logprob_N, forest.branch_N, forest.tree_B, extras=extras)
 
 
 def tree_logprobs(model: PreTrainedModel, trees: Sequence[Tree]) -> Logprobs:

@@ -4,13 +4,14 @@ In: hidden states of the tokens before the trained ones, the LM head, the target
 Must not know: objectives, what a tree means, files.
 
 Shapes: N trained tokens, C of them in a chunk, H hidden size, V vocabulary, v neighbouring columns of it, B branches,
-K rows of the head that are trained while the others are frozen (tokens that were added to the vocabulary).
+G trees, K rows of the head that are trained while the others are frozen (tokens that were added to the vocabulary).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,19 +29,35 @@ TILE_COLUMNS = {"cpu": 2048}
 """Columns of a tile; where none are given a tile is as wide as the vocabulary, which starts the fewest kernels."""
 
 
+Extra = Literal["mean", "collision"]
+"""What else of a token's distribution the engine can supply. mean: the mean log-prob over the vocabulary, with gradient
+(label smoothing); collision: log sum_v p(v)^2, without gradient (WPO)."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Logprobs:
     """What an objective sees.
 
     logprob_N: float32, in nats, under the policy; reference_N: the same under the reference, or None.
     branch_N: branch number of each trained token; tree_B: tree number of each branch. Branches of a tree
-    are neighbours, in the example's order of answers.
+    are neighbours, in the example's order of answers. extras: by name, [N] each, those that the method wants.
+    The rows' own figures, where the trees have them: weight_N of the tokens, score_B of the answers, and of the
+    trees label_G (1 desirable, 0 not, nan not said) and weight_G.
     """
 
     logprob_N: Tensor
     branch_N: Tensor
     tree_B: Tensor
     reference_N: Tensor | None = None
+    extras: Mapping[Extra, Tensor] = field(default_factory=dict)
+    weight_N: Tensor | None = None
+    score_B: Tensor | None = None
+    label_G: Tensor | None = None
+    weight_G: Tensor | None = None
+
+    def stacked(self, wants: Sequence[Extra]) -> Tensor:
+        """Log-probs and the wanted extras side by side, [N, 1 + wanted]."""
+        return torch.stack([self.logprob_N, *(self.extras[name] for name in wants)], -1)
 
     def per_branch(self, values_N: Tensor | None = None) -> Tensor:
         """Sum over each branch's trained tokens, [B]; of the policy's log-probs unless `values_N` is given."""

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from tunesmith.data.types import Branch, Tree
 from tunesmith.engine.attention import ordinary_attention
-from tunesmith.engine.logprobs import Logprobs
+from tunesmith.engine.extras import of_logits
+from tunesmith.engine.logprobs import Extra, Logprobs
 
 _CHUNK_NUMBERS = 64 * 2**20
 """Logits in float32 at a time: 256 MiB."""
@@ -27,6 +28,13 @@ _CHUNK_NUMBERS = 64 * 2**20
 
 def branch_logprobs(model: PreTrainedModel, prompt_ids: np.ndarray, branch: Branch) -> Tensor:
     """Log-probs of the branch's trained tokens, float32; an empty prompt leaves its first token out."""
+    return _branch_values(model, prompt_ids, branch, ())[0]
+
+
+def _branch_values(
+    model: PreTrainedModel, prompt_ids: np.ndarray, branch: Branch, wants: Sequence[Extra]
+) -> tuple[Tensor, dict[Extra, Tensor]]:
+    """Log-probs, and the wanted extras."""
     ids_L = torch.from_numpy(np.concatenate((prompt_ids, branch.ids)).astype(np.int64)).to(model.device)
     trained = np.flatnonzero(branch.trained) + len(prompt_ids)
     target_N = torch.from_numpy(trained[trained > 0]).to(model.device)
@@ -36,7 +44,8 @@ def branch_logprobs(model: PreTrainedModel, prompt_ids: np.ndarray, branch: Bran
         logits_NV = model(input_ids=ids_L[None], use_cache=False).logits[0][target_N - 1]
     rows = max(1, _CHUNK_NUMBERS // logits_NV.shape[-1])
     parts = zip(logits_NV.split(rows), ids_L[target_N].split(rows), strict=True)
-    return torch.cat([part.float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1) for part, ids in parts])
+    found = [part.float().log_softmax(-1).gather(-1, ids[:, None]).squeeze(-1) for part, ids in parts]
+    return torch.cat(found), of_logits(logits_NV, wants)
 
 
 def _keeps_logits(kind: type[PreTrainedModel]) -> bool:
@@ -44,15 +53,14 @@ def _keeps_logits(kind: type[PreTrainedModel]) -> bool:
     return "logits_to_keep" in inspect.signature(kind.forward).parameters
 
 
-def plain_logprobs(model: PreTrainedModel, trees: Sequence[Tree]) -> Logprobs:
+def plain_logprobs(model: PreTrainedModel, trees: Sequence[Tree], wants: Sequence[Extra] = ()) -> Logprobs:
     """Log-probs of every trained token of `trees`, tree by tree and branch by branch."""
-    parts: list[Tensor] = []
-    tree_of_branch: list[int] = []
+    branches = [(number, tree.prompt_ids, branch) for number, tree in enumerate(trees) for branch in tree.branches]
     with ordinary_attention(model):
-        for tree_number, tree in enumerate(trees):
-            for branch in tree.branches:
-                parts.append(branch_logprobs(model, tree.prompt_ids, branch))
-                tree_of_branch.append(tree_number)
+        found = [_branch_values(model, prompt_ids, branch, wants) for _, prompt_ids, branch in branches]
+    parts = [logprob_N for logprob_N, _ in found]
     lengths_B = torch.tensor([len(part) for part in parts], device=model.device)
     branch_N = torch.repeat_interleave(torch.arange(len(parts), device=model.device), lengths_B)
-    return Logprobs(torch.cat(parts), branch_N, torch.tensor(tree_of_branch, device=model.device))
+    extras = {name: torch.cat([values[name] for _, values in found]) for name in wants}
+    tree_B = torch.tensor([number for number, _, _ in branches], device=model.device)
+    return Logprobs(torch.cat(parts), branch_N, tree_B, extras=extras)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tunesmith.objectives.base import Carried, Carrying, Objective, Result, Sum
 from tunesmith.objectives.dpo import dpo, dpo_loss
+from tunesmith.objectives.methods import METHODS, objective_of
 from tunesmith.objectives.supervised import nll_loss, supervised
-from tunesmith.recipe.models import CompletionStage, DpoStage, SftStage
 
 __all__ = [
+    "METHODS",
     "Carried",
     "Carrying",
     "Objective",
@@ -19,10 +20,3 @@ __all__ = [
     "objective_of",
     "supervised",
 ]
-
-
-def objective_of(stage: SftStage | CompletionStage | DpoStage) -> Objective:
-    """The objective that a recipe stage names, with its settings."""
-    if isinstance(stage, DpoStage):
-        return dpo(stage.beta, stage.label_smoothing)
-    return supervised(stage.method)

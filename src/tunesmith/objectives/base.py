@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from tunesmith.data.types import Tree
-from tunesmith.engine.logprobs import Logprobs
+from tunesmith.engine.logprobs import Extra, Logprobs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,15 +73,21 @@ class Objective:
     first backward. `separable`: the loss of a step is the sum of the losses of its trees, so one pass per
     forest is enough; where it is not, the loop scores the whole step first and backpropagates coefficients.
     `carrying`: for methods that have a state of their own; `function` is then the one of the stage's start.
+    `wants`: what else of the tokens' distributions it reads. `moves_reference`: what is carried are the weights of a
+    live reference, which is scored anew in every step. `reads_score`: its log-probs are the scores of a reward head,
+    one a branch.
     """
 
     name: str
     function: Callable[[Logprobs], Result]
-    units: Callable[[Tree], int]
+    units: Callable[[Tree], float]
     num_answers: int
     needs_reference: bool = False
     separable: bool = True
     carrying: Carrying | None = None
+    wants: tuple[Extra, ...] = ()
+    moves_reference: bool = False
+    reads_score: bool = False
 
     def start(self, weights: Mapping[str, Tensor]) -> Carried:
         """What the method has before the first step; nothing for most."""

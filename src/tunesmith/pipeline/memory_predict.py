@@ -32,6 +32,7 @@ from tunesmith.engine.trace import Traced, moved_away, shapes_mode, shapes_of_tr
 from tunesmith.model.machine import FOREST_TOKENS
 from tunesmith.model.shapes import Shapes
 from tunesmith.recipe.models import Full, Lora, SftStage, Stage
+from tunesmith.recipe.preferences import PreferenceStage
 from tunesmith.train.activations import SMALL_BYTES
 from tunesmith.train.modes import Checkpointing, Dropout, eval_mode, training_mode
 
@@ -303,6 +304,6 @@ def _on_shapes(job: StageShapes) -> Iterator[None]:
 
 def dropout_of(stage: Stage) -> Dropout:
     """Which dropouts the stage trains with, as the loop decides it."""
-    if stage.method in ("sft", "completion"):
+    if not isinstance(stage, PreferenceStage):
         return "model"
     return "adapter" if isinstance(stage.tuning, Lora) and stage.tuning.dropout > 0 else "off"

@@ -38,6 +38,7 @@ from tunesmith.pipeline.memory import plan_stage_memory
 from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.resumed import engine_as_before, stage_as_before
 from tunesmith.pipeline.starts import weights_sha_on_disk
+from tunesmith.recipe.later import settings_of
 from tunesmith.recipe.models import Full, Model, Stage
 from tunesmith.runs.atomic import publish_folder, remove_file
 from tunesmith.runs.folder import RunFolder
@@ -51,8 +52,6 @@ MEMORY = {"forest_tokens", "gradient_checkpointing", "offload_activations"}
 """Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
 LENGTH = {"epochs", "max_steps"}
 """Settings that may be raised after the end; whether the steps taken stay right, `recipe.diff` has decided."""
-LATER = {"optimizer": "adamw"}
-"""Settings that results of earlier releases do not name, and the value that they were made with."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,9 +84,8 @@ class StageJob:
 
 def inputs_sha(job: StageJob) -> str:
     """sha256 over everything that the stage's result depends on."""
-    dumped = job.stage.model_dump(mode="json", exclude=CADENCE | MEMORY | LENGTH)
     content = {
-        "settings": {name: value for name, value in dumped.items() if LATER.get(name) != value or value is None},
+        "settings": settings_of(job.stage, without=CADENCE | MEMORY | LENGTH),
         "seed": job.seed,
         "start": weights_sha_on_disk(job.weights),
         "template": job.renderer.template.sha,

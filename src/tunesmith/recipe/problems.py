@@ -14,12 +14,15 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from tunesmith.recipe.fields import TAG_KEYS, child, model_at, models_in
-from tunesmith.recipe.models import CompletionStage, DpoStage, Full, Lora, Recipe, SftStage
+from tunesmith.recipe.models import Full, Lora, Recipe, Strict
 from tunesmith.recipe.yaml12 import KeyPath, Value
 
-_TAGS = {*(stage.model_fields["method"].default for stage in (SftStage, CompletionStage, DpoStage))} | {
+_STAGES = models_in(Recipe.model_fields["stages"].annotation)
+_TAGS = {str(stage.model_fields["method"].default) for stage in _STAGES} | {
     *(tuning.model_fields["kind"].default for tuning in (Lora, Full))
 }
+_SHOWN = 3
+"""Methods named in a hint; the rest are counted."""
 _UNION_MEMBERS = ("literal[", "list[")  # how pydantic names the members of a union of plain types
 
 # Words of TRL, Axolotl, LLaMA-Factory and Unsloth that no spelling distance leads from.
@@ -118,9 +121,9 @@ def _unknown_key(path: KeyPath, values: Value) -> str:
     if not hint and name in _PEER_WORDS:
         hint = f"; here it is {_PEER_WORDS[name]}"
     if not hint and len(path) == 3 and path[0] == "stages":
-        stages = models_in(Recipe.model_fields["stages"].annotation)
-        methods = [stage.model_fields["method"].default for stage in stages if name in stage.model_fields]
-        hint = f"; it belongs to the method {' or '.join(methods)}" if methods else ""
+        methods = [str(stage.model_fields["method"].default) for stage in _STAGES if name in stage.model_fields]
+        more = f" and {len(methods) - _SHOWN} more" if len(methods) > _SHOWN else ""
+        hint = f"; it belongs to the method {', '.join(methods[:_SHOWN])}{more}" if methods else ""
     return f"unknown key {name!r}{hint or '; known are ' + ', '.join(known)}"
 
 
@@ -129,8 +132,8 @@ def _wrong_tag(detail: ErrorDetails, path: KeyPath, values: Value) -> Problem:
     if not isinstance(given, dict):
         return Problem(path, f"must be a mapping, not {_show(given)}")
     key = TAG_KEYS[0] if path[:1] == ("stages",) and len(path) == 2 else TAG_KEYS[1]
-    owner = SftStage | CompletionStage | DpoStage if key == "method" else Lora | Full
-    known = [str(model.model_fields[key].default) for model in models_in(owner)]
+    members: list[type[Strict]] = _STAGES if key == "method" else [Lora, Full]
+    known = [str(model.model_fields[key].default) for model in members]
     choice = " or ".join([", ".join(map(repr, known[:-1])), repr(known[-1])])
     if key not in given:
         return Problem((*path, key), f"this key is required: {choice}")

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from tunesmith.recipe.models import CompletionStage, DpoStage, Full, Recipe, SftStage
+from tunesmith.recipe.fields import models_in
+from tunesmith.recipe.models import Full, Recipe, Strict
 from tunesmith.recipe.yaml12 import Value
 
 
@@ -20,7 +21,9 @@ def recipe_schema() -> dict[str, Value]:
     """The schema of a recipe file."""
     schema: dict[str, Any] = Recipe.model_json_schema()
     # The key that chooses a model must stand in the file, though the model itself has a default for it.
-    for model, key in ((SftStage, "method"), (CompletionStage, "method"), (DpoStage, "method"), (Full, "kind")):
+    stages = models_in(Recipe.model_fields["stages"].annotation)
+    chosen: list[tuple[type[Strict], str]] = [*((stage, "method") for stage in stages), (Full, "kind")]
+    for model, key in chosen:
         definition = schema["$defs"][model.__name__]
         definition["required"] = [*definition.get("required", []), key]
     head = {

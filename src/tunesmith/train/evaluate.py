@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from tunesmith.engine.engine import Engine
 from tunesmith.errors import NumericsError
@@ -17,7 +19,7 @@ from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective, Result
 from tunesmith.runs.records import Record
 from tunesmith.train.modes import eval_mode
-from tunesmith.train.step import Batch, judge, num_read, score
+from tunesmith.train.step import Batch, judge, num_read, values
 
 _TOLERANCE = 1e-5
 """Nats by which the start may differ from its own reference in float32 (rounding between packings is about 1e-6)."""
@@ -41,12 +43,18 @@ def evaluate(
     `between` is called before each forest and may raise. Raises MemoryFullError where memory runs out.
     """
     with eval_mode(engine.model):
-        logprob_N = score(
-            engine, batch, forest_tokens=forest_tokens, machine=machine, tree_tokens=tree_tokens, between=between
+        value_NE = values(
+            engine,
+            batch,
+            wants=objective.wants,
+            forest_tokens=forest_tokens,
+            machine=machine,
+            tree_tokens=tree_tokens,
+            between=between,
         )
-    result = judge(batch, logprob_N, objective)
+    result = judge(batch, value_NE, objective)
     means: Record = {name: value.mean() for name, value in result.metrics.items()}
-    return {"num_examples": len(batch.trees), "num_trained": len(logprob_N), "loss": result.loss.mean(), **means}
+    return {"num_examples": len(batch.trees), "num_trained": len(value_NE), "loss": result.loss.mean(), **means}
 
 
 def check_reference(
@@ -65,17 +73,18 @@ def check_reference(
     Raises MemoryFullError where memory runs out.
     """
     with eval_mode(engine.model):
-        logprob_N = score(engine, batch, forest_tokens=forest_tokens, machine=machine, tree_tokens=tree_tokens)
+        read = partial(values, engine, batch, wants=objective.wants, machine=machine, tree_tokens=tree_tokens)
+        value_NE = read(forest_tokens=forest_tokens)
         reference_N = batch.reference_N(machine.device)
         assert reference_N is not None
-        found, expected = judge(batch, logprob_N, objective), judge(batch, reference_N, objective)
+        found, expected = judge(batch, value_NE, objective), judge(batch, _put(value_NE, reference_N), objective)
         difference = _difference(found, expected)
         if difference <= _TOLERANCE:
             return found.loss.mean(), expected.loss.mean()
-        alone_N = score(engine, batch, forest_tokens=1, machine=machine, tree_tokens=tree_tokens)
+        alone_NE = read(forest_tokens=1)
     lengths = [sum(num_read(tree)) for tree in batch.trees]
-    again = Batch(batch.trees, [part.cpu().numpy() for part in torch.split(logprob_N, lengths)])
-    noise = _difference(judge(again, alone_N, objective), judge(again, logprob_N, objective))
+    again = Batch(batch.trees, [part.cpu().numpy() for part in torch.split(value_NE[:, 0], lengths)])
+    noise = _difference(judge(again, alone_NE, objective), judge(again, value_NE, objective))
     if not difference <= _NOISE_FACTOR * noise:  # also where it is nan
         value, wanted = found.loss.mean(), expected.loss.mean()
         raise NumericsError(
@@ -85,6 +94,11 @@ def check_reference(
             remedy="Delete the reference cache and run again; if it stays, please report it.",
         )
     return found.loss.mean(), expected.loss.mean()
+
+
+def _put(value_NE: Tensor, logprob_N: Tensor) -> Tensor:
+    """The same values with other log-probs; extras are the policy's own."""
+    return torch.cat([logprob_N[:, None], value_NE[:, 1:]], -1)
 
 
 def _difference(found: Result, expected: Result) -> float:

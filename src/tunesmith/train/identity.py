@@ -13,12 +13,13 @@ import torch
 
 from tunesmith.data.store import digest_of
 from tunesmith.data.types import Tree
-from tunesmith.recipe.models import CompletionStage, DpoStage, SftStage
+from tunesmith.recipe.later import settings_of
+from tunesmith.recipe.models import SftStage, StageBase
 from tunesmith.train.checkpoint import Identity
 from tunesmith.train.optim import Trainable
 from tunesmith.train.step import Batch
 
-StageRecipe = SftStage | CompletionStage | DpoStage
+StageRecipe = StageBase
 
 _FREE = {
     # cadence and memory: they change no weight beyond rounding
@@ -29,9 +30,6 @@ _FREE = {
     # the rows themselves are compared, wherever they lie
     *("train", "heldout", "heldout_fraction", "replay", "max_length"),
 }
-
-_LATER = {"optimizer": "adamw"}
-"""Settings that checkpoints of earlier releases do not name, and the value that they were made with."""
 
 
 def stage_identity(
@@ -46,8 +44,7 @@ def stage_identity(
     autocast: torch.dtype | None = None,
 ) -> Identity:
     """Every setting that shapes the result, the rows and weights by hash; `inputs` are the caller's (base)."""
-    dumped = stage.model_dump(mode="json")
-    settings = {name: value for name, value in dumped.items() if name not in _FREE and _LATER.get(name) != value}
+    settings = settings_of(stage, without=_FREE)
     shapes = [f"{name}{list(parameter.shape)}" for name, parameter in trainable.items()]
     per_step = stage.replay.examples_per_step if isinstance(stage, SftStage) and stage.replay else 0
     return {

@@ -8,7 +8,6 @@ A step is a set of examples, a pure function of (seed, step). Steps count from 1
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,8 @@ from tunesmith.runs.stop import StopRequest, caught
 from tunesmith.train.applying import apply_gradient
 from tunesmith.train.carried import advanced, bound
 from tunesmith.train.checkpoint import State, path_of, remove_older, save_checkpoint
-from tunesmith.train.evaluate import check_reference, evaluate
+from tunesmith.train.evaluate import check_reference
+from tunesmith.train.evaluating import evaluate_if_due, evaluate_now, is_due
 from tunesmith.train.gradient import step_gradient
 from tunesmith.train.identity import StageRecipe
 from tunesmith.train.modes import Checkpointing, Dropout, training_mode
@@ -41,7 +41,7 @@ from tunesmith.train.schedule import lr_multiplier
 from tunesmith.train.session import Session, step_batch
 from tunesmith.train.start import as_planned, going_on, refuse_unmeasured_best, stage_optimizer
 from tunesmith.train.step import Array, Batch
-from tunesmith.train.stopping import LeftError, expect_save, is_evaluated, leave_evaluation, stop_number, stopped
+from tunesmith.train.stopping import LeftError, expect_save, is_evaluated, stop_number, stopped
 from tunesmith.train.watch import start_watch
 
 References = tuple[Sequence[Array], Sequence[Array]]
@@ -125,7 +125,7 @@ def _train(session: Session, state: State) -> StageOutcome:
     resumed_step = state.step
     if state.step == 0:
         _check_start(bound(session, state))
-        _evaluate(bound(session, state), state)
+        evaluate_now(bound(session, state), state)
     modes = training_mode(
         session.engine.model,
         dropout=_dropout_of(session),
@@ -138,9 +138,9 @@ def _train(session: Session, state: State) -> StageOutcome:
         while state.step < session.num_steps:
             state = _step(bound(session, state), replace(state, step=state.step + 1))
             state, is_best = _evaluate_if_due(bound(session, state), state)
-            evaluates_next = _is_due(session, state.step + 1, session.stage.eval_every)
+            evaluates_next = is_due(session, state.step + 1, session.stage.eval_every)
             number = stop_number(session, evaluates_next=evaluates_next)
-            if number or is_best or session.records.behind or _is_due(session, state.step, session.stage.save_every):
+            if number or is_best or session.records.behind or is_due(session, state.step, session.stage.save_every):
                 _save(session, state)
                 number = stop_number(session, evaluates_next=evaluates_next)  # one may have come meanwhile
             if number:
@@ -224,47 +224,13 @@ def _check_start(session: Session) -> None:
     session.observer.noted(f"step 0: the policy is its reference, loss {found:.7f} (expected {expected:.7f})")
 
 
-def _evaluate(session: Session, state: State) -> float | None:
-    """Evaluate and record; the held-out loss, or None where nothing is held out."""
-    if not session.heldout.trees:
-        return None
-
-    def work(budget: Budget) -> Record:
-        return evaluate(
-            session.engine,
-            session.heldout,
-            objective=session.objective,
-            forest_tokens=budget.forest_tokens,
-            tree_tokens=budget.tree_tokens,
-            machine=session.machine,
-            between=leave_evaluation(session, state.step),
-        )
-
-    start = time.monotonic()
-    figures = session.memory.run(work, session.heldout.trees, step=state.step, phase="eval")
-    session.stop.took("evaluation", time.monotonic() - start)
-    record: Record = {"step": state.step, **figures}
-    if session.machine.is_main:
-        session.records.append(session.folder.eval_path, record)
-    session.observer.evaluated(record)
-    session.watch.evaluated(record)
-    loss = figures["loss"]
-    assert isinstance(loss, float)
-    return loss
-
-
 def _evaluate_if_due(session: Session, state: State) -> tuple[State, bool]:
-    """The state after an evaluation, and whether this step is the best so far; step 0 is no result, so no best."""
-    if not _is_due(session, state.step, session.stage.eval_every):
-        return state, False
+    """As `evaluate_if_due`; what was trained is saved where a signal ends it."""
     try:
-        loss = _evaluate(session, state)
+        return evaluate_if_due(session, state)
     except LeftError:
         _save_if_new(session, state)
         raise
-    if loss is None or not loss < (math.inf if state.best_loss is None else state.best_loss):
-        return state, False
-    return replace(state, best_step=state.step, best_loss=loss), True
 
 
 def _evaluate_if_missed(session: Session, state: State) -> State:
@@ -275,10 +241,6 @@ def _evaluate_if_missed(session: Session, state: State) -> State:
     if is_best:
         _save(session, state)
     return state
-
-
-def _is_due(session: Session, step: int, every: int) -> bool:
-    return step == session.num_steps or (every > 0 and step % every == 0)
 
 
 def _save_if_new(session: Session, state: State) -> None:

@@ -11,11 +11,13 @@ Where memory runs out on any rank, all of them drop what they have and raise Mem
 again in smaller forests. A tree whose branches are in different forests gets its loss as the methods do whose trees
 depend on one another: every trained token's coefficient is fixed by a scoring pass without gradient.
 
-Shapes: N trained tokens of the step (of a forest where it says so), B branches.
+Shapes: N trained tokens of the step (of a forest where it says so), B branches, E values of a token that the method
+reads: its log-prob, and the extras that it wants.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,11 +30,12 @@ from torch.amp import GradScaler
 from tunesmith.data.plan import deal
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.logprobs import Logprobs
+from tunesmith.engine.logprobs import Extra, Logprobs
 from tunesmith.engine.retry import Budget, MemoryFullError, memory_problem
 from tunesmith.errors import NumericsError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective, Result, Sum
+from tunesmith.train.figures import with_figures
 from tunesmith.train.optim import fill_gradients
 
 Array = npt.NDArray[np.float32]
@@ -154,32 +157,57 @@ def score(
     `between` is called before each forest and may raise, to leave the work.
     Raises MemoryFullError, on every rank, where memory runs out on one.
     """
+    return values(
+        engine,
+        batch,
+        forest_tokens=forest_tokens,
+        machine=machine,
+        seed_key=seed_key,
+        tree_tokens=tree_tokens,
+        between=between,
+    ).squeeze(-1)
+
+
+def values(
+    engine: Engine,
+    batch: Batch,
+    *,
+    wants: Sequence[Extra] = (),
+    forest_tokens: int,
+    machine: Machine,
+    seed_key: str = "",
+    tree_tokens: int | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """As `score`, with the wanted extras beside the log-probs, [N, E]."""
     micros = micro_batches(batch, forest_tokens, machine, tree_tokens=tree_tokens)
-    return _score(engine, micros, _num_trained(batch), machine=machine, seed_key=seed_key, between=between)
+    size = _num_trained(batch)
+    return _values(engine, micros, size, wants=wants, machine=machine, seed_key=seed_key, between=between)
 
 
-def _score(
+def _values(
     engine: Engine,
     micros: Iterable[Micro],
     size: int,
     *,
+    wants: Sequence[Extra],
     machine: Machine,
     seed_key: str,
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Log-probs of the micro-batches' tokens at their places in [N], zeros elsewhere, summed over the ranks."""
-    logprob_N = torch.zeros(size, device=machine.device)
+    """Values of the micro-batches' tokens at their places in [N, E], zeros elsewhere, summed over the ranks."""
+    value_NE = torch.zeros(size, 1 + len(wants), device=machine.device)
 
     def work() -> None:
         with torch.no_grad():
             for micro in micros:
                 between()
                 with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
-                    logprob_N[micro.places_N] = engine.logprobs(micro.batch.trees).logprob_N
+                    value_NE[micro.places_N] = engine.logprobs(micro.batch.trees, wants).stacked(wants)
 
     _together(machine, work)
-    machine.all_sum(logprob_N)
-    return logprob_N
+    machine.all_sum(value_NE)
+    return value_NE
 
 
 def _together(machine: Machine, work: Callable[[], None]) -> None:
@@ -189,9 +217,13 @@ def _together(machine: Machine, work: Callable[[], None]) -> None:
         raise MemoryFullError(problem or "on another rank")
 
 
-def judge(batch: Batch, logprob_N: Tensor, objective: Objective) -> Result:
-    """The objective over all trees at once, from their log-probs [N], in float64 on the CPU."""
-    return objective.function(_whole(batch, logprob_N.detach().cpu().double()))
+def judge(batch: Batch, value_NE: Tensor, objective: Objective) -> Result:
+    """The objective over all trees at once, from their tokens' values [N, E], in float64 on the CPU.
+
+    Log-probs [N] alone will do for a method that wants nothing else.
+    """
+    value_NE = value_NE if value_NE.ndim == 2 else value_NE[:, None]
+    return objective.function(_whole(batch, value_NE.detach().cpu().double(), objective))
 
 
 def accumulate(
@@ -218,19 +250,20 @@ def accumulate(
     assert count > 0, "a step without a trained token"
     trained = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
     micros = list(micro_batches(batch, forest_tokens, machine, tree_tokens=tree_tokens))
-    weight_N = None
+    wants = objective.wants
+    weight_NE = None
     if not objective.separable or Budget(forest_tokens, tree_tokens).splits(batch.trees):
-        weight_N = _fixed_coefficients(engine, batch, micros, objective, count, machine=machine, seed_key=seed_key)
-    logprob_N = torch.zeros(_num_trained(batch), device=machine.device)
+        weight_NE = _fixed_coefficients(engine, batch, micros, objective, count, machine=machine, seed_key=seed_key)
+    value_NE = torch.zeros(_num_trained(batch), 1 + len(wants), device=machine.device)
     untouched: list[int] = []
 
     def work() -> None:
         for micro in micros:
             between()
             with machine.seeded(f"{seed_key}/{machine.rank}/{micro.number}"):
-                logprobs = engine.logprobs(micro.batch.trees)
-                logprob_N[micro.places_N] = logprobs.logprob_N.detach()
-                loss = _loss_share(micro, logprobs, objective, count, weight_N)
+                logprobs = engine.logprobs(micro.batch.trees, wants)
+                value_NE[micro.places_N] = logprobs.stacked(wants).detach()
+                loss = _loss_share(micro, logprobs, objective, count, weight_NE)
                 (loss if scaler is None else scaler.scale(loss)).backward()
         untouched.append(fill_gradients(trained))
 
@@ -240,11 +273,12 @@ def accumulate(
         for parameter in trained:
             parameter.grad = None  # all of it is this step's
         raise
-    machine.all_sum(logprob_N)
+    machine.all_sum(value_NE)
+    logprob_N = value_NE[:, 0]
     _refuse_non_finite(batch, logprob_N)
     machine.all_sum_many([parameter.grad for parameter in trained if parameter.grad is not None])
-    result = judge(batch, logprob_N, objective)
-    assert result.loss.count == count, "Objective.units disagrees with Objective.function"
+    result = judge(batch, value_NE, objective)
+    assert math.isclose(result.loss.count, count, rel_tol=1e-6), "Objective.units disagrees with Objective.function"
     return StepResult(result.loss, result.metrics, batch.num_tokens, logprob_N, untouched[0])
 
 
@@ -253,56 +287,61 @@ def _fixed_coefficients(
     batch: Batch,
     micros: Sequence[Micro],
     objective: Objective,
-    count: int,
+    count: float,
     *,
     machine: Machine,
     seed_key: str,
 ) -> Tensor:
-    """Derivative of the step's mean loss by the log-probs [N] of every tree here whose loss no single forest can tell.
+    """Derivative of the step's mean loss by the values [N, E] of every tree here whose loss no single forest can tell.
 
     Those are all trees of a coupled method, and in any other the split ones of this rank; zero elsewhere. The scoring
     pass runs the step's own micro-batches, so that it sees the same dropout.
     """
     chosen = [micro for micro in micros if micro.split or not objective.separable]
-    logprob_N = _score(engine, chosen, _num_trained(batch), machine=machine, seed_key=seed_key)
+    size = _num_trained(batch)
+    value_NE = _values(engine, chosen, size, wants=objective.wants, machine=machine, seed_key=seed_key)
     if not objective.separable:
-        return _coefficients(batch, logprob_N, objective, count)
+        return _coefficients(batch, value_NE, objective, count)
     split = sorted({index for micro in micros for index in micro.split})
     if not split:
-        return torch.zeros_like(logprob_N)
+        return torch.zeros_like(value_NE)
     lengths = [sum(num_read(tree)) for tree in batch.trees]
-    parts = torch.split(logprob_N, lengths)
-    split_N = torch.cat([parts[index] for index in split])
-    found = torch.split(_coefficients(batch.part(split), split_N, objective, count), [lengths[i] for i in split])
+    parts = torch.split(value_NE, lengths)
+    split_NE = torch.cat([parts[index] for index in split])
+    found = torch.split(_coefficients(batch.part(split), split_NE, objective, count), [lengths[i] for i in split])
     weights = dict(zip(split, found, strict=True))
     return torch.cat([weights.get(index, torch.zeros_like(part)) for index, part in enumerate(parts)])
 
 
-def _loss_share(micro: Micro, logprobs: Logprobs, objective: Objective, count: int, weight_N: Tensor | None) -> Tensor:
+def _loss_share(
+    micro: Micro, logprobs: Logprobs, objective: Objective, count: float, weight_NE: Tensor | None
+) -> Tensor:
     """This micro-batch's part of the step's mean loss."""
-    if weight_N is not None and (micro.split or not objective.separable):
-        return (logprobs.logprob_N * weight_N[micro.places_N]).sum()
+    if weight_NE is not None and (micro.split or not objective.separable):
+        return (logprobs.stacked(objective.wants) * weight_NE[micro.places_N]).sum()
     reference_N = micro.batch.reference_N(logprobs.logprob_N.device)
     if reference_N is not None:
         logprobs = logprobs.with_reference(reference_N)
-    return objective.function(logprobs).loss.total / count  # the one line that divides
+    return objective.function(with_figures(logprobs, micro.batch.trees)).loss.total / count  # the one line that divides
 
 
-def _coefficients(batch: Batch, logprob_N: Tensor, objective: Objective, count: int) -> Tensor:
-    """Derivative of the step's mean loss by each log-prob, [N]: fixed before the first backward."""
-    leaf_N = logprob_N.detach().cpu().double().requires_grad_()
-    loss = objective.function(_whole(batch, leaf_N)).loss.total / count
-    (weight_N,) = torch.autograd.grad(loss, leaf_N)
-    return weight_N.to(logprob_N)
+def _coefficients(batch: Batch, value_NE: Tensor, objective: Objective, count: float) -> Tensor:
+    """Derivative of the step's mean loss by each value, [N, E]: fixed before the first backward."""
+    leaf_NE = value_NE.detach().cpu().double().requires_grad_()
+    loss = objective.function(_whole(batch, leaf_NE, objective)).loss.total / count
+    (weight_NE,) = torch.autograd.grad(loss, leaf_NE)
+    return weight_NE.to(value_NE)
 
 
-def _whole(batch: Batch, logprob_N: Tensor) -> Logprobs:
-    """The log-probs of all trees as an objective reads them."""
+def _whole(batch: Batch, value_NE: Tensor, objective: Objective) -> Logprobs:
+    """The values of all trees' tokens as an objective reads them."""
     lengths_B = [length for tree in batch.trees for length in num_read(tree)]
     branch_N = torch.from_numpy(np.repeat(np.arange(len(lengths_B)), lengths_B))
     tree_B = torch.from_numpy(np.repeat(np.arange(len(batch.trees)), [len(tree.branches) for tree in batch.trees]))
     reference_N = batch.reference_N(torch.device("cpu"))
-    return Logprobs(logprob_N, branch_N, tree_B, None if reference_N is None else reference_N.to(logprob_N.dtype))
+    extras = {name: value_NE[:, number] for number, name in enumerate(objective.wants, start=1)}
+    reference_N = None if reference_N is None else reference_N.to(value_NE.dtype)
+    return with_figures(Logprobs(value_NE[:, 0], branch_N, tree_B, reference_N, extras), batch.trees)
 
 
 def _num_trained(batch: Batch) -> int:

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import RecipeError
+from tunesmith.recipe.fields import models_in
 from tunesmith.recipe.load import Origin, load_named, load_recipe, parse_recipe
 from tunesmith.recipe.models import DpoStage, Full, Lora, Model, Recipe, SftStage, Source
 
+STAGES = models_in(Recipe.model_fields["stages"].annotation)
+METHODS = [str(kind.model_fields["method"].default) for kind in STAGES if "method" in kind.model_fields]
+ALL_METHODS = f"{', '.join(map(repr, METHODS[:-1]))} or {METHODS[-1]!r}"
 GOOD = """\
 name: demo
 model: {path: base}
@@ -88,7 +92,8 @@ def test_an_override_of_a_mapping_replaces_what_was_below(file: Path) -> None:
         (
             "learning_rate: 1e-4",
             "beta: 0.1",
-            "recipe.yaml:7:5: stages[0].beta: unknown key 'beta'; it belongs to the method dpo",
+            "recipe.yaml:7:5: stages[0].beta: unknown key 'beta'; it belongs to the method dpo, "
+            "robust_dpo, hinge and 20 more",
         ),
         ("beta: 1", "beta: -1", "recipe.yaml:11:11: stages[1].beta: must be greater than 0, not -1"),
         ("beta: 1", "beta: ten", "recipe.yaml:11:11: stages[1].beta: must be a number, not 'ten'"),
@@ -118,12 +123,12 @@ def test_an_override_of_a_mapping_replaces_what_was_below(file: Path) -> None:
         (
             "method: dpo",
             "method: dop",
-            "recipe.yaml:9:13: stages[1].method: must be 'sft', 'completion' or 'dpo', not 'dop'; did you mean 'dpo'?",
+            f"recipe.yaml:9:13: stages[1].method: must be {ALL_METHODS}, not 'dop'; did you mean 'dpo'?",
         ),
         (
             "    method: dpo\n",
             "",
-            "recipe.yaml:8:5: stages[1].method: this key is required: 'sft', 'completion' or 'dpo'",
+            f"recipe.yaml:8:5: stages[1].method: this key is required: {ALL_METHODS}",
         ),
         ("    train: [{path: pairs.jsonl}]\n", "", "recipe.yaml:8:5: stages[1].train: this key is required"),
         (

@@ -23,7 +23,7 @@ from tests.support.training import (
 )
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.logprobs import Logprobs
+from tunesmith.engine.logprobs import Extra, Logprobs
 from tunesmith.errors import NumericsError, RecipeError
 from tunesmith.objectives import objective_of
 from tunesmith.recipe.models import Full, Lora, Replay, Source
@@ -163,7 +163,7 @@ class Spoiled(Engine):
     row: str = ""
     value: float = math.nan
 
-    def logprobs(self, trees: Sequence[Tree]) -> Logprobs:
+    def logprobs(self, trees: Sequence[Tree], wants: Sequence[Extra] = ()) -> Logprobs:
         found = super().logprobs(trees)
         for number, tree in enumerate(trees):
             if tree.id == self.row:

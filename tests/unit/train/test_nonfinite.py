@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tests.support.training import (
 )
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.logprobs import Logprobs
+from tunesmith.engine.logprobs import Extra, Logprobs
 from tunesmith.engine.retry import Budget
 from tunesmith.errors import NumericsError, ResourceError, RunFolderError
 from tunesmith.objectives import Objective, dpo, supervised
@@ -134,7 +135,7 @@ def test_what_is_lost_between_modules_is_told_from_what_is_lost_in_one() -> None
 class LostHead(Engine):
     """The last log-prob of every forest is lost, after the model."""
 
-    def logprobs(self, trees: list[Tree]) -> Logprobs:  # type: ignore[override]
+    def logprobs(self, trees: list[Tree], wants: Sequence[Extra] = ()) -> Logprobs:  # type: ignore[override]
         found = Engine.logprobs(self, trees)
         factor_N = torch.ones(len(found.logprob_N))
         factor_N[-1] = math.nan

@@ -1,0 +1,61 @@
+"""Evaluations of a stage while it trains: when they are due, what they record, which step is the best.
+
+In: a session and the loop's state. Out: a line of eval.jsonl; the state that knows the best step.
+Must not know: how a figure is computed, updates, checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from tunesmith.engine.retry import Budget
+from tunesmith.runs.records import Record
+from tunesmith.train.checkpoint import State
+from tunesmith.train.evaluate import evaluate
+from tunesmith.train.session import Session
+from tunesmith.train.stopping import leave_evaluation
+
+
+def evaluate_if_due(session: Session, state: State) -> tuple[State, bool]:
+    """The state after an evaluation, and whether this step is the best so far; step 0 is no result, so no best."""
+    if not is_due(session, state.step, session.stage.eval_every):
+        return state, False
+    loss = evaluate_now(session, state)
+    if loss is None or not loss < (math.inf if state.best_loss is None else state.best_loss):
+        return state, False
+    return replace(state, best_step=state.step, best_loss=loss), True
+
+
+def evaluate_now(session: Session, state: State) -> float | None:
+    """Evaluate and record; the held-out loss, or None where nothing is held out."""
+    if not session.heldout.trees:
+        return None
+
+    def work(budget: Budget) -> Record:
+        return evaluate(
+            session.engine,
+            session.heldout,
+            objective=session.objective,
+            forest_tokens=budget.forest_tokens,
+            tree_tokens=budget.tree_tokens,
+            machine=session.machine,
+            between=leave_evaluation(session, state.step),
+        )
+
+    start = time.monotonic()
+    figures = session.memory.run(work, session.heldout.trees, step=state.step, phase="eval")
+    session.stop.took("evaluation", time.monotonic() - start)
+    record: Record = {"step": state.step, **figures}
+    if session.machine.is_main:
+        session.records.append(session.folder.eval_path, record)
+    session.observer.evaluated(record)
+    session.watch.evaluated(record)
+    loss = figures["loss"]
+    assert isinstance(loss, float)
+    return loss
+
+
+def is_due(session: Session, step: int, every: int) -> bool:
+    return step == session.num_steps or (every > 0 and step % every == 0)
