@@ -58,4 +58,5 @@ def evaluate_now(session: Session, state: State) -> float | None:
 
 
 def is_due(session: Session, step: int, every: int) -> bool:
+    """Whether something that is done `every` so many steps is due; at the last step everything is."""
     return step == session.num_steps or (every > 0 and step % every == 0)
