@@ -1,12 +1,13 @@
 """The engine: trees in, log-probs out, under any Hugging Face causal model.
 
-In: a transformers model (LoRA layers may be injected) and trees. Out: log-probs of the trained tokens.
+In: a transformers model (LoRA layers may be injected) and trees. Out: log-probs of the trained tokens; of a reward
+model their scores.
 Must not know: objectives, optimizers, files, recipes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,7 @@ from tunesmith.engine.head import Head
 from tunesmith.engine.layout import ForestLayout, Kernel
 from tunesmith.engine.logprobs import Extra, Logprobs, token_logprobs
 from tunesmith.engine.plain import plain_logprobs
+from tunesmith.engine.score_head import ScoreHead
 from tunesmith.engine.tail import skip_unread
 from tunesmith.model.added_tokens import embedded
 
@@ -40,6 +42,7 @@ class Engine:
     branch at a time through the model's own attention, for models that the parity check refuses. But for `plain` the
     model stays switched to the forest attention between calls; wrap generation in `ordinary_attention`.
     skip: the last layer is computed only for the tokens that a loss reads. autocast: the type of the products.
+    noise: what is put on a forest's embeddings, [T, H], before the first layer.
     """
 
     model: PreTrainedModel
@@ -47,6 +50,7 @@ class Engine:
     chunk_bytes: int | None = None
     skip: bool = True
     autocast: torch.dtype | None = None
+    noise: Callable[[Tensor, Sequence[Tree]], Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,10 +76,14 @@ class Engine:
 
     def _logprobs(self, trees: Sequence[Tree], wants: Sequence[Extra]) -> Logprobs:
         if self.backend == "plain":
-            return plain_logprobs(self.model, trees, wants)
+            return plain_logprobs(self.model, trees, wants, noise=self.noise)
         use_forest_attention(self.model)
-        forest = build_forest(trees, self.model.device)
-        embedded_TH = embedded(self.model.get_input_embeddings(), forest.input_ids_T)
+        score_head = ScoreHead.of(self.model)
+        forest = build_forest(trees, self.model.device, reads_own=score_head is not None)
+        embeddings = self.model.get_input_embeddings()
+        embedded_TH = embedded(embeddings, forest.input_ids_T)
+        if self.noise is not None:
+            embedded_TH = self.noise(embeddings(forest.input_ids_T) if embedded_TH is None else embedded_TH, trees)
         hidden = self.model.base_model(
             input_ids=forest.input_ids_T[None] if embedded_TH is None else None,
             inputs_embeds=None if embedded_TH is None else embedded_TH[None],
@@ -85,6 +93,8 @@ class Engine:
             forest_layout=ForestLayout(forest.spans, self.backend, self._read(forest)),
         ).last_hidden_state
         source_NH = hidden[0].index_select(0, forest.source_N)
+        if score_head is not None:
+            return Logprobs(score_head.scores(source_NH), forest.branch_N, forest.tree_B)
         head = Head.of(self.model)
         logprob_N = token_logprobs(source_NH, forest.target_N, head, chunk_bytes=self.chunk_bytes)
         extras = token_extras(source_NH, forest.target_N, logprob_N, head, wants)

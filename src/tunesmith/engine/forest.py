@@ -44,7 +44,8 @@ class Forest:
     """One micro-batch.
 
     input_ids_T, positions_T: int64; every branch continues its prompt's positions.
-    source_N: flat index whose hidden state predicts the trained token; target_N: that token's id.
+    source_N: flat index whose hidden state predicts the trained token (where scores are read: the token's own);
+    target_N: that token's id.
     read_R: the flat indices in source_N, each once, rising (branches share the prompt's last token).
     branch_N: branch number of each trained token; tree_B: tree number of each branch (both count within the forest).
     """
@@ -69,8 +70,8 @@ class Forest:
         return int(self.target_N.numel())
 
 
-def build_forest(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
-    """Lay `trees` end to end.
+def build_forest(trees: Sequence[Tree], device: torch.device | str = "cpu", *, reads_own: bool = False) -> Forest:
+    """Lay `trees` end to end. `reads_own`: what is read of a trained token is its own hidden state, not the one before.
 
     Trained tokens keep tree, branch and token order. The first token of a branch without a prompt has no
     token before it, so it can be no target, and is left out even where it is marked as trained.
@@ -95,9 +96,11 @@ def build_forest(trees: Sequence[Tree], device: torch.device | str = "cpu") -> F
             trained = np.flatnonzero(branch.trained)
             if prompt_len == 0:
                 trained = trained[trained > 0]
-            before = branch_start + trained - 1
-            before[trained == 0] = start + prompt_len - 1  # the prompt's last token predicts every branch's first
-            sources.append(before)
+            source = branch_start + trained
+            if not reads_own:
+                source -= 1
+                source[trained == 0] = start + prompt_len - 1  # the prompt's last token predicts every branch's first
+            sources.append(source)
             targets.append(branch.ids[trained])
             branch_numbers.append(np.full(len(trained), len(tree_of_branch)))
             tree_of_branch.append(tree_number)

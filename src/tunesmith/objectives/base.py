@@ -75,7 +75,8 @@ class Objective:
     `carrying`: for methods that have a state of their own; `function` is then the one of the stage's start.
     `wants`: what else of the tokens' distributions it reads. `moves_reference`: what is carried are the weights of a
     live reference, which is scored anew in every step. `reads_score`: its log-probs are the scores of a reward head,
-    one a branch.
+    one a branch. `evaluated`: what an evaluation computes in place of `function`: the same loss, with figures that only
+    many examples can tell.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Objective:
     wants: tuple[Extra, ...] = ()
     moves_reference: bool = False
     reads_score: bool = False
+    evaluated: Callable[[Logprobs], Result] | None = None
 
     def start(self, weights: Mapping[str, Tensor]) -> Carried:
         """What the method has before the first step; nothing for most."""
@@ -100,3 +102,7 @@ class Objective:
     def advance(self, carried: Carried, result: Result, weights: Mapping[str, Tensor]) -> Carried:
         """What the method has after an update."""
         return carried if self.carrying is None else self.carrying.advance(carried, result, weights)
+
+    def for_evaluation(self) -> Objective:
+        """The objective as an evaluation computes it."""
+        return self if self.evaluated is None else replace(self, function=self.evaluated)

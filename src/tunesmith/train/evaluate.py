@@ -52,7 +52,7 @@ def evaluate(
             tree_tokens=tree_tokens,
             between=between,
         )
-    result = judge(batch, value_NE, objective)
+    result = judge(batch, value_NE, objective.for_evaluation())
     means: Record = {name: value.mean() for name, value in result.metrics.items()}
     return {"num_examples": len(batch.trees), "num_trained": len(value_NE), "loss": result.loss.mean(), **means}
 
