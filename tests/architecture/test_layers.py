@@ -15,6 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("selftest",),
     ("train", "comparison", "export", "serve", "synth"),
+    ("diagnosis",),
     ("objectives", "sample"),
     ("engine",),
     ("model",),
@@ -25,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("redact",),
 )
 DEPTH = {package: depth for depth, layer in enumerate(LAYERS) for package in layer}
-WITHOUT_TORCH = ("data", "runs", "recipe", "errors", "version", "redact", "cli")
+WITHOUT_TORCH = ("diagnosis", "data", "runs", "recipe", "errors", "version", "redact", "cli")
 # What a layer may import inside a function, when it needs it: the sandbox of chat templates, saved and hub data sets.
 BORROWED = {"data": ("transformers.utils.chat_template_utils", "datasets")}
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pandas")

@@ -50,6 +50,8 @@ from tunesmith.train.progress import Observer
 CADENCE = {"save_every", "eval_every", "keep_checkpoints", "on_nonfinite", "max_nonfinite"}
 MEMORY = {"forest_tokens", "gradient_checkpointing", "offload_activations"}
 """Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
+POLICY = {"on_diagnosis", "kl_budget"}
+"""What a diagnosis leads to changes the result only where it rolls back."""
 LENGTH = {"epochs", "max_steps"}
 """Settings that may be raised after the end; whether the steps taken stay right, `recipe.diff` has decided."""
 
@@ -84,8 +86,9 @@ class StageJob:
 
 def inputs_sha(job: StageJob) -> str:
     """sha256 over everything that the stage's result depends on."""
+    free = CADENCE | MEMORY | LENGTH | (POLICY if job.stage.on_diagnosis != "rollback" else set())
     content = {
-        "settings": settings_of(job.stage, without=CADENCE | MEMORY | LENGTH),
+        "settings": settings_of(job.stage, without=free),
         "seed": job.seed,
         "start": weights_sha_on_disk(job.weights),
         "template": job.renderer.template.sha,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from tunesmith.recipe.stages import StageBase
+from tunesmith.recipe.stages import StageBase, SupervisedStage
 from tunesmith.recipe.yaml12 import Value
 
 LATER: Mapping[str, Value] = {
@@ -22,9 +22,21 @@ LATER: Mapping[str, Value] = {
     "divergence_alpha": 0.5,
     "margin": "none",
     "margin_scale": 1.0,
+    "on_diagnosis": "warn",
+    "kl_budget": 10.0,
 }
 """Keys of a stage, with the value that stands for what releases did that had no such key."""
-LATER_TUNING: Mapping[str, Value] = {}
+LATER_SUPERVISED: Mapping[str, Value] = {"label_smoothing": 0.0, "neftune_alpha": 0.0}
+"""The same of supervised stages only: DPO had its `label_smoothing` from the start."""
+LATER_TUNING: Mapping[str, Value] = {
+    "train_only": [],
+    "freeze": [],
+    "rslora": False,
+    "dora": False,
+    "init": "zero",
+    "b_lr_ratio": 1.0,
+    "modules_to_save": [],
+}
 """The same of `tuning`."""
 
 
@@ -34,7 +46,7 @@ def settings_of(stage: StageBase, *, without: Collection[str] = ()) -> dict[str,
     tuning = found.get("tuning")
     if isinstance(tuning, dict):
         found["tuning"] = _without_later(tuning, LATER_TUNING)
-    return _without_later(found, LATER)
+    return _without_later(found, {**LATER, **LATER_SUPERVISED} if isinstance(stage, SupervisedStage) else LATER)
 
 
 def _without_later(values: Mapping[str, Value], later: Mapping[str, Value]) -> dict[str, Value]:

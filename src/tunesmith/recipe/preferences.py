@@ -21,6 +21,8 @@ class PreferenceStage(StageBase):
 
     learning_rate: float = Field(5e-6, gt=0)
     """Peak learning rate. Preference methods diverge at the rates that suit SFT; 5e-6 is safe with LoRA."""
+    kl_budget: float = Field(10.0, gt=0)
+    """Nats an answer by which sampled answers may leave the starting policy before it is said (`on_diagnosis`)."""
 
 
 class PairedStage(PreferenceStage):
@@ -277,6 +279,8 @@ class KtoStage(PreferenceStage):
     """Weight of desirable answers (lambda_D)."""
     undesirable_weight: float = Field(1.0, ge=0)
     """Weight of undesirable answers (lambda_U)."""
+    reference_update: ReferenceUpdate | None = None
+    """Moves the reference during the stage (TR-DPO's way); null: it stays as it was at the start."""
 
 
 class BcoUnpairedStage(PreferenceStage):
@@ -292,6 +296,8 @@ class BcoUnpairedStage(PreferenceStage):
     """Weight of desirable answers."""
     undesirable_weight: float = Field(1.0, ge=0)
     """Weight of undesirable answers."""
+    reference_update: ReferenceUpdate | None = None
+    """Moves the reference during the stage (TR-DPO's way); null: it stays as it was at the start."""
 
 
 class PlackettLuceStage(PreferenceStage):
@@ -303,6 +309,8 @@ class PlackettLuceStage(PreferenceStage):
     """The ranking of k answers, best first, is to be likely."""
     beta: float = Field(0.1, gt=0)
     """How strongly the policy is held to the reference."""
+    reference_update: ReferenceUpdate | None = None
+    """Moves the reference during the stage (TR-DPO's way); null: it stays as it was at the start."""
 
 
 class BestAgainstRestStage(PreferenceStage):
@@ -314,6 +322,8 @@ class BestAgainstRestStage(PreferenceStage):
     """The answer with the highest score is to win the softmax over all k."""
     beta: float = Field(0.1, gt=0)
     """How strongly the policy is held to the reference."""
+    reference_update: ReferenceUpdate | None = None
+    """Moves the reference during the stage (TR-DPO's way); null: it stays as it was at the start."""
 
 
 class RewardStage(PreferenceStage):
@@ -329,3 +339,9 @@ class RewardStage(PreferenceStage):
     """scores: the chosen answer must win by the difference of its row's scores (Touvron et al. 2023)."""
     centering: float = Field(0.0, ge=0)
     """Weight of (sum of the pair's scores)^2, which keeps scores around 0 (Eisenstein et al. 2023); 0.01 is usual."""
+
+
+def reference_update_of(stage: StageBase) -> ReferenceUpdate | None:
+    """How the stage's reference moves; None where it stays, or where the method has none."""
+    kinds = (ReferenceStage, KtoStage, BcoUnpairedStage, PlackettLuceStage, BestAgainstRestStage)
+    return stage.reference_update if isinstance(stage, kinds) else None

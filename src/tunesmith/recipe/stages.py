@@ -97,30 +97,40 @@ class StageBase(Strict):
     way the rows and a reproducer are written down. (Overflows of float16 are not meant: the loss scale has them.)"""
     max_nonfinite: Steps = Field(3, ge=1)
     """Steps of the stage that `on_nonfinite: skip` may leave out before the run stops after all."""
+    on_diagnosis: Literal["warn", "stop", "rollback"] = "warn"
+    """What a problem in the curves leads to (`tunesmith diagnose` lists them): warn says it; stop saves and ends the run
+    with exit code 4; rollback ends the stage with its best checkpoint from before the problem as the result."""
     keep: Literal["final", "best"] = "final"
     """The stage's result: its last step, or the step with the lowest held-out loss."""
 
 
-class SftStage(StageBase):
+class SupervisedStage(StageBase):
+    """What the supervised stages share."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate. 2e-4 suits LoRA; full fine-tuning wants about a tenth of it."""
+    label_smoothing: Share = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread evenly over the vocabulary (Szegedy et al. 2016); 0: none."""
+    neftune_alpha: float = Field(0.0, ge=0)
+    """Strength of uniform noise on the embeddings while training (NEFTune, Jain et al. 2023); 5 is usual, 0: none."""
+
+
+class SftStage(SupervisedStage):
     """Supervised fine-tuning: the answers' tokens are trained."""
 
     method: Literal["sft"] = "sft"
     """Supervised fine-tuning on answers."""
     train_on: Literal["assistant", "last_assistant", "all", "weights"] = "assistant"
     """Which turns of a conversation are trained: every assistant turn, the last one, every token, or the assistant
-    turns to which the rows give a weight of 1."""
-    learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate. 2e-4 suits LoRA; full fine-tuning wants about a tenth of it."""
+    turns by the weights that the rows give them: 0 is not trained, and the tokens of a turn of 0.5 count half."""
     replay: Replay | None = None
     """Plain text mixed into every step."""
 
 
-class CompletionStage(StageBase):
+class CompletionStage(SupervisedStage):
     """Continued pre-training: every token of a text is trained."""
 
     rows: ClassVar[RowKind] = "text"
 
     method: Literal["completion"] = "completion"
     """Every token of plain text."""
-    learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate. 2e-4 suits LoRA; full fine-tuning wants about a tenth of it."""
