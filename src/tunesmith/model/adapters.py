@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model.added_tokens import AddedTokens, fold_rows, indices_for_peft
 from tunesmith.model.lora import FusedLinear, fused_quantized
 from tunesmith.model.quantized import is_quantized
+from tunesmith.model.reward import HEAD, TASK, is_reward_adapter, refuse_reward_adapter, score_layer
 from tunesmith.model.trust import check_folder, refuse_pickles
 from tunesmith.recipe.models import Lora
 from tunesmith.runs.atomic import write_text
@@ -50,7 +51,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, *, seed: int, added: AddedTo
         lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,  # type: ignore[arg-type]
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if score_layer(model) is None else TASK,  # with the latter peft saves the head too
         trainable_token_indices=indices_for_peft(model, added, lora.target_modules),
     )
     # bitsandbytes' layers are nn.Linear too, so theirs come first; a few layers are not quantized
@@ -115,10 +116,20 @@ def _read_config(folder: Path) -> PeftConfig:
     return config
 
 
-def fill_adapter(adapted: PeftModel, folder: Path) -> None:
-    """Put the weights of the adapter in `folder` into `adapted`; every name and shape must be there on both sides."""
+def adapter_settings(folder: Path) -> Mapping[str, object]:
+    """What adapter_config.json says. Raises ModelError."""
+    return _read_config(folder).to_dict()
+
+
+def fill_adapter(adapted: PeftModel, folder: Path, *, keeps_head: bool = False) -> None:
+    """Put the weights of the adapter in `folder` into `adapted`; every name and shape must be there on both sides.
+
+    `keeps_head`: a policy's adapter for a reward model, whose own head stays.
+    """
     weights = _read_weights(folder)
     wanted = _weights_of(adapted)
+    if keeps_head:
+        wanted = {name: tensor for name, tensor in wanted.items() if f".{HEAD}." not in name}
     missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     if missing or extra:
         shown = ", ".join((missing or extra)[:2])
@@ -142,6 +153,7 @@ def continue_adapter(
 ) -> PeftModel:
     """The adapter in `folder`, to be trained on. Raises ModelError where its settings are not the recipe's."""
     saved = _read_config(folder).to_dict()
+    keeps_head = _keeps_head(model, saved, folder)
     alpha = saved.get("lora_alpha")
     if alpha != lora.alpha:
         raise ModelError(
@@ -157,8 +169,16 @@ def continue_adapter(
             remedy="Set model.chat_template as in the adapter's own run, or merge that run and start from the result.",
         )
     adapted = add_adapter(model, lora, seed=seed, added=added)
-    fill_adapter(adapted, folder)
+    fill_adapter(adapted, folder, keeps_head=keeps_head)
     return adapted
+
+
+def _keeps_head(model: PreTrainedModel, saved: Mapping[str, object], folder: Path) -> bool:
+    """Whether the adapter is a policy's and the model a reward model. Raises ModelError where it is the other way."""
+    if score_layer(model) is None:
+        refuse_reward_adapter(saved, str(folder))
+        return False
+    return not is_reward_adapter(saved)
 
 
 def _listed(indices: object) -> str:
@@ -169,14 +189,17 @@ def _listed(indices: object) -> str:
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The adapter in `folder` on `model`, frozen, for generation and merging."""
     config = _read_config(folder)
+    keeps_head = _keeps_head(model, config.to_dict(), folder)
     config.inference_mode = True
+    if keeps_head:
+        config.task_type = None  # peft would look for the policy's methods
     try:
         adapted = _wrapped(model, config)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as problem:
         reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
         remedy = "It was made for another model, or is no LoRA adapter."
         raise ModelError(f"the adapter does not fit: {reason[:200]}", where=str(folder), remedy=remedy) from problem
-    fill_adapter(adapted, folder)
+    fill_adapter(adapted, folder, keeps_head=keeps_head)
     fold_rows(adapted)
     for parameter in adapted.parameters():
         parameter.requires_grad_(False)

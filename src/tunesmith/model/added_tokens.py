@@ -72,7 +72,7 @@ def make_room(model: PreTrainedModel, num_tokens: int, added: AddedTokens) -> No
     new = sorted({*added.ids, *range(num_rows, _matrix(embeddings).shape[0])})
     head = model.get_output_embeddings()
     with torch.no_grad():
-        for layer in (embeddings,) if _tied(embeddings, head) else (embeddings, head):
+        for layer in (embeddings,) if head is None or _tied(embeddings, head) else (embeddings, head):
             weight_VH = _matrix(layer)
             weight_VH[new] = weight_VH[:first].mean(0, dtype=torch.float32).to(weight_VH.dtype)
         if isinstance(head, nn.Linear) and head.bias is not None:
@@ -99,7 +99,7 @@ def indices_for_peft(
     if both:
         raise _cannot_train(added, f"{both[0]} is in tuning.target_modules, and one layer cannot have both")
     ids = list(added.ids)
-    return ids if _tied(embeddings, head) else dict.fromkeys(names, ids)
+    return ids if head is None or _tied(embeddings, head) else dict.fromkeys(names, ids)  # None: a reward model
 
 
 def trained_rows(layer: nn.Module) -> tuple[nn.Module, Rows | None]:

@@ -18,6 +18,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -29,6 +30,7 @@ from tunesmith.model.added_tokens import AddedTokens, add_tokens, make_room
 from tunesmith.model.download import download
 from tunesmith.model.memory import give_back_large_blocks
 from tunesmith.model.quantized import loading_settings, prepare_layers
+from tunesmith.model.reward import finish_head, refuse_classifier, without_head
 from tunesmith.model.trust import check_folder, refuse_pickles, refused_code, runs_code
 from tunesmith.recipe.models import Model
 from tunesmith.recipe.resources import embedded
@@ -141,35 +143,46 @@ def forward_dtype(model: Model, device: torch.device) -> torch.dtype:
 
 
 def load_extended_model(
-    model: Model, *, device: torch.device, dtype: torch.dtype
+    model: Model, *, device: torch.device, dtype: torch.dtype, scores: bool = False, head_seed: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, AddedTokens]:
     """Model and tokenizer, both with the tokens that the model's `chat_template` needs. Raises as their loaders."""
     tokenizer, added = load_extended_tokenizer(model)
-    loaded = load_model(model, device=device, dtype=dtype)
+    loaded = load_model(model, device=device, dtype=dtype, scores=scores, head_seed=head_seed)
     with quiet_transformers():
         make_room(loaded, len(tokenizer), added)
     return loaded, tokenizer, added
 
 
-def load_model(model: Model, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(
+    model: Model, *, device: torch.device, dtype: torch.dtype, scores: bool = False, head_seed: int | None = None
+) -> PreTrainedModel:
     """The model as its folder holds it, in eval mode on `device`; tokens that its tokenizer is given have no row yet.
 
-    Raises ModelError for absent, pickled, missing or left-over weights.
+    `scores`: as a reward model, its head drawn from `head_seed` where the folder is a language model's; without a seed
+    the folder must hold one. Raises ModelError for absent, pickled, missing or left-over weights.
     """
     folder = model_folder(model)
     _check_weights(folder)
     config, with_code = load_config(model)
+    if scores:
+        config.num_labels = 1
+    else:
+        refuse_classifier(config, str(folder))
+    loader = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     settings: dict[str, object] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": with_code}
     if model.quantization != "none":
         give_back_large_blocks(device)  # else what the unquantized weights took stays, in gaps
         settings["quantization_config"] = loading_settings(model.quantization, dtype)
         settings["device_map"] = {"": device}
     with _loading("model", folder, remedy="Check config.json and the weights."):
-        pair: tuple[PreTrainedModel, dict[str, list[str]]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
+        pair: tuple[PreTrainedModel, dict[str, list[str]]] = loader.from_pretrained(  # type: ignore[assignment]
             folder, config=config, output_loading_info=True, **settings
         )
         loaded, info = pair
-    for what, names in (("lacks", info["missing_keys"]), ("does not fit", info["mismatched_keys"])):
+    lacking = info["missing_keys"]
+    if scores:
+        lacking = without_head(lacking, config, may_draw=head_seed is not None)
+    for what, names in (("lacks", lacking), ("does not fit", info["mismatched_keys"])):
         if names:
             shown = ", ".join(sorted(str(name) for name in names)[:3])
             raise ModelError(
@@ -183,6 +196,8 @@ def load_model(model: Model, *, device: torch.device, dtype: torch.dtype) -> Pre
         prepare_layers(loaded)
         _let_go_of_files(loaded)
     loaded.eval()
+    if scores:
+        finish_head(loaded, config, seed=head_seed, where=str(folder))
     return loaded
 
 

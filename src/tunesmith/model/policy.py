@@ -14,9 +14,18 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import ModelError
-from tunesmith.model.adapters import add_adapter, continue_adapter, inner_model, load_adapter, merged, save_adapter
+from tunesmith.model.adapters import (
+    adapter_settings,
+    add_adapter,
+    continue_adapter,
+    inner_model,
+    load_adapter,
+    merged,
+    save_adapter,
+)
 from tunesmith.model.added_tokens import AddedTokens
 from tunesmith.model.load import forward_dtype, load_extended_model, quiet_transformers
+from tunesmith.model.reward import choose_pad, refuse_headless, score_layer
 from tunesmith.recipe.models import Full, Lora, Model
 
 
@@ -47,15 +56,20 @@ class Policy:
         return "model" if self.adapted is None else "adapter"
 
 
-def policy_for_training(weights: Weights, tuning: Lora | Full, *, device: torch.device, seed: int) -> Policy:
+def policy_for_training(
+    weights: Weights, tuning: Lora | Full, *, device: torch.device, seed: int, scores: bool = False
+) -> Policy:
     """The policy at a stage's start, its trainable weights in float32 and everything else frozen.
 
     An adapter is trained on as it is (one adapter runs through all stages) or, before full fine-tuning, folded in.
+    `scores`: a reward model instead, whose head is drawn from `seed` where the weights are a policy's.
     """
     if isinstance(tuning, Full):
-        return _full(weights, device)
+        return _full(weights, device, scores=scores, seed=seed)
     dtype = forward_dtype(weights.full, device)
-    model, tokenizer, added = load_extended_model(weights.full, device=device, dtype=dtype)
+    model, tokenizer, added = load_extended_model(
+        weights.full, device=device, dtype=dtype, scores=scores, head_seed=seed
+    )
     if weights.adapter is None:
         adapted = add_adapter(model, tuning, seed=seed, added=added)
     else:
@@ -63,14 +77,16 @@ def policy_for_training(weights: Weights, tuning: Lora | Full, *, device: torch.
     return Policy(inner_model(adapted), tokenizer, weights, adapted, added)
 
 
-def _full(weights: Weights, device: torch.device) -> Policy:
+def _full(weights: Weights, device: torch.device, *, scores: bool, seed: int) -> Policy:
     if weights.full.quantization != "none":
         raise ModelError(
             f"{weights.full.quantization} weights are frozen and cannot be fully fine-tuned",
             where="tuning.kind",
             remedy="Use `tuning: {kind: lora}`, or `model.quantization: none`.",
         )
-    model, tokenizer, added = load_extended_model(weights.full, device=device, dtype=torch.float32)
+    model, tokenizer, added = load_extended_model(
+        weights.full, device=device, dtype=torch.float32, scores=scores, head_seed=seed
+    )
     if weights.adapter is not None:
         model = merged(load_adapter(model, weights.adapter))
     for parameter in model.parameters():
@@ -78,10 +94,19 @@ def _full(weights: Weights, device: torch.device) -> Policy:
     return Policy(model, tokenizer, weights, added=added)
 
 
-def policy_for_reading(weights: Weights, *, device: torch.device) -> Policy:
-    """The policy as it is, frozen, in eval mode, for generation, scoring and merging."""
+def policy_for_reading(weights: Weights, *, device: torch.device, scores: bool = False) -> Policy:
+    """The policy as it is, frozen, in eval mode, for generation, scoring and merging.
+
+    `scores`: a reward model instead, with the head that it was saved with. Raises ModelError where that is missing.
+    """
     dtype = forward_dtype(weights.full, device)
-    model, tokenizer, added = load_extended_model(weights.full, device=device, dtype=dtype)
+    if scores and weights.adapter is not None:
+        refuse_headless(adapter_settings(weights.adapter), str(weights.adapter))
+    # the head that an adapter brings takes the place of the drawn one, and must be there
+    head_seed = None if weights.adapter is None else 0
+    model, tokenizer, added = load_extended_model(
+        weights.full, device=device, dtype=dtype, scores=scores, head_seed=head_seed
+    )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if weights.adapter is None:
@@ -131,12 +156,17 @@ def save_policy(policy: Policy, folder: Path, *, stop_ids: tuple[int, ...], chat
     An adapter folder is plain peft, a model folder plain transformers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    set_stop_ids(policy.model, stop_ids)
+    answers = score_layer(policy.model) is None  # a reward model generates nothing
+    if answers:
+        set_stop_ids(policy.model, stop_ids)
+    else:
+        choose_pad(policy.model, policy.tokenizer, stop_ids)
     with quiet_transformers():
         if policy.adapted is None:
             policy.model.save_pretrained(str(folder), safe_serialization=True)
         else:
             save_adapter(policy.adapted, folder)
-            assert policy.model.generation_config is not None
-            policy.model.generation_config.save_pretrained(str(folder))
+            if answers:
+                assert policy.model.generation_config is not None
+                policy.model.generation_config.save_pretrained(str(folder))
     save_tokenizer(policy.tokenizer, chat_template, folder)

@@ -95,9 +95,7 @@ def reward(*, margins: bool = False, centering: float = 0.0) -> Objective:
             metrics = reward_metrics(score_PK)
         return Result(Sum(loss_P.sum(), float(loss_P.numel())), metrics)
 
-    return Objective(
-        "reward", function, _one, num_answers=2, reads_score=True, evaluated=_with_calibration(function)
-    )
+    return Objective("reward", function, _one, num_answers=2, reads_score=True, evaluated=_with_calibration(function))
 
 
 def _with_calibration(function: Callable[[Logprobs], Result]) -> Callable[[Logprobs], Result]:
