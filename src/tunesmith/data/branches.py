@@ -181,8 +181,11 @@ def to_tree(codec: Codec, draft: Draft, sanitize: bool, notices: Notices, ends: 
             if part.trained and not ends(piece[-1]):
                 raise RowError(f"a turn ends by token {piece[-1]}, at which generation would not stop", fatal=True)
         ids = np.array([token_id for piece in pieces for token_id in piece], dtype=np.int32)
-        trained = np.repeat([part.trained for part in parts], [len(piece) for piece in pieces])
-        branches.append(Branch(ids, trained))
+        lengths = [len(piece) for piece in pieces]
+        trained = np.repeat([part.trained for part in parts], lengths)
+        is_plain = all(part.weight in (0, 1) for part in parts)
+        weights = None if is_plain else np.repeat([part.weight for part in parts], lengths).astype(np.float32)
+        branches.append(Branch(ids, trained, weights))
     if codec.bos_id is not None and [*draft.prompt_ids[:2], *branches[0].ids[:2].tolist()][:2] == [codec.bos_id] * 2:
         raise RowError("the text begins with two BOS tokens", fatal=True)
     tree = Tree(draft.tree_id, prompt_ids, tuple(branches))
@@ -254,5 +257,5 @@ def turn_by_turn(chosen: Chosen) -> list[Chosen]:
     """Each trained turn of the one answer by itself, with all that stands before it as its prompt."""
     messages: Conversation = (*chosen.prompt, *chosen.answers[0])
     places = [i for i in range(len(chosen.prompt), len(messages)) if messages[i].role == "assistant"]
-    flags = zip(places, chosen.trained[0], strict=True)
-    return [Chosen(messages[:i], ((messages[i],),), ((True,),)) for i, trained in flags if trained]
+    weights = zip(places, chosen.weights[0], strict=True)
+    return [Chosen(messages[:i], ((messages[i],),), ((weight,),)) for i, weight in weights if weight]

@@ -24,10 +24,18 @@ END_OF_THINKING = "</think>"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of an answer: an assistant's turn with its end, or what stands between two (never trained)."""
+    """A piece of an answer: an assistant's turn with its end, or what stands between two (never trained).
+
+    `weight`: how much each of its tokens counts; 0: not trained.
+    """
 
     text: str
-    trained: bool
+    weight: float
+
+    @property
+    def trained(self) -> bool:
+        """Whether a loss reads it."""
+        return self.weight > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class _Turn:
 
     before: str
     after: str
-    trained: bool = True
+    weight: float = 1.0
 
 
 def needed_renders(chosen: Chosen) -> list[tuple[Conversation, bool]]:
@@ -84,16 +92,16 @@ def chat_layouts(scribe: Scribe, chosen: Chosen) -> list[Layout]:
     prompt = chosen.prompt
     _check_supported(scribe, (*prompt, *(message for answer in chosen.answers for message in answer)))
     turns = [
-        [replace(turn, trained=flag) for turn, flag in zip(_turns(scribe, prompt, answer), flags, strict=True)]
-        for answer, flags in zip(chosen.answers, chosen.trained, strict=True)
+        [replace(turn, weight=weight) for turn, weight in zip(_turns(scribe, prompt, answer), weights, strict=True)]
+        for answer, weights in zip(chosen.answers, chosen.weights, strict=True)
     ]
     head = turns[0][0].before
     if all(_chained(row) for row in turns):
         return [Layout(head, tuple(_parts(row) for row in turns), whole=chosen.whole)]
     if len(turns) > 1:
         raise RowError("the template rewrites earlier turns: a pair that goes on for several turns cannot be trained")
-    own = [turn for turn in turns[0] if turn.trained]
-    return [Layout(turn.before, ((Part(turn.after[len(turn.before) :], True),),)) for turn in own]
+    own = [turn for turn in turns[0] if turn.weight]
+    return [Layout(turn.before, ((Part(turn.after[len(turn.before) :], turn.weight),),)) for turn in own]
 
 
 def _check_supported(scribe: Scribe, messages: Conversation) -> None:
@@ -263,8 +271,8 @@ def _parts(turns: list[_Turn]) -> tuple[Part, ...]:
     place = len(turns[0].before)
     for turn in turns:
         if len(turn.before) > place:
-            parts.append(Part(turn.before[place:], False))
-        parts.append(Part(turn.after[len(turn.before) :], turn.trained))
+            parts.append(Part(turn.before[place:], 0.0))
+        parts.append(Part(turn.after[len(turn.before) :], turn.weight))
         place = len(turn.after)
     return tuple(parts)
 

@@ -250,7 +250,7 @@ class Renderer:
     def _layouts(self, example: Example, chosen: Chosen | None, tools: str, renders: _Renders) -> list[Layout]:
         if chosen is not None:
             return chat_layouts(self._scribe(tools, renders), chosen)
-        branches = tuple((Part(str(answer), True),) for answer in example.answers)
+        branches = tuple((Part(str(answer), 1.0),) for answer in example.answers)
         return [Layout(str(example.prompt), branches, raw=True, whole=self.train_on == "all")]
 
     def _scribe(self, tools: str, renders: _Renders) -> Scribe:

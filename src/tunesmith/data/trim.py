@@ -34,22 +34,22 @@ def without_last_turns(chosen: Chosen, count: Count, limit: int) -> tuple[Chosen
 
     An answer still ends with a trained turn of the assistant; the prompt is left alone, so all keep the same.
     """
-    answers, flags, num_left_out = [], [], 0
-    for answer, trained in zip(chosen.answers, chosen.trained, strict=True):
-        options = [replace(chosen, answers=(kept,), trained=(own,)) for kept, own in _heads(answer, trained)]
+    answers, weights, num_left_out = [], [], 0
+    for answer, given in zip(chosen.answers, chosen.weights, strict=True):
+        options = [replace(chosen, answers=(kept,), weights=(own,)) for kept, own in _heads(answer, given)]
         place = _first_that_fits(options, count, limit)
         if place is None:
             return None
         answers.append(options[place].answers[0])
-        flags.append(options[place].trained[0])
+        weights.append(options[place].weights[0])
         num_left_out += len(answer) - len(answers[-1])
-    return replace(chosen, answers=tuple(answers), trained=tuple(flags)), num_left_out
+    return replace(chosen, answers=tuple(answers), weights=tuple(weights)), num_left_out
 
 
-def _heads(answer: Conversation, trained: tuple[bool, ...]) -> list[tuple[Conversation, tuple[bool, ...]]]:
+def _heads(answer: Conversation, weights: tuple[float, ...]) -> list[tuple[Conversation, tuple[float, ...]]]:
     """The answer up to each of its trained turns, the longest first."""
     places = [index for index, message in enumerate(answer) if message.role == "assistant"]
-    return [(answer[: places[i] + 1], trained[: i + 1]) for i in reversed(range(len(places))) if trained[i]]
+    return [(answer[: places[i] + 1], weights[: i + 1]) for i in reversed(range(len(places))) if weights[i]]
 
 
 def _first_that_fits(options: Sequence[Chosen], count: Count, limit: int) -> int | None:

@@ -259,11 +259,17 @@ def test_weights_are_kept(key: str, value: Json) -> None:
     assert [type(turn.weight) for turn in answer] == [float] * 3
 
 
+def test_a_weight_may_be_a_fraction() -> None:
+    (answer,) = decode("messages", asked({**DONE, "weight": 0.25})).answers
+    assert [turn.weight for turn in answer if isinstance(turn, Message)] == [0.25]
+
+
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([{**DONE, "weight": 0.5}], "`messages[1].weight`: found 0.5; wanted 0 or 1 (fractional weights are not"),
-        ([{**DONE, "weight": "1"}], '`messages[1].weight`: found "1"; wanted 0 or 1'),
+        ([{**DONE, "weight": -0.5}], "`messages[1].weight`: found -0.5; wanted a number from 0 to 100"),
+        ([{**DONE, "weight": 101}], "`messages[1].weight`: found 101; wanted a number from 0 to 100"),
+        ([{**DONE, "weight": "1"}], '`messages[1].weight`: found "1"; wanted a number from 0 to 100'),
         ([{**DONE, "weight": 1, "train": False}], "`messages[1].train`: found false; wanted the same as `weight`"),
         ([DONE, {**ASK, "weight": 1}], "`messages[2].weight`: found 1; wanted 0 for user: only assistant turns"),
     ],

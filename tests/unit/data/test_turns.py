@@ -57,7 +57,9 @@ def test_weights_train_turns_of_weight_one_and_the_prompt_ends_before_the_first(
     [
         ("weights", (None, None), "this row has none", True),
         ("weights", (0, 0), "no trained turn", False),
-        ("weights", (1, 0.5), "only 0 and 1", True),
+        ("weights", (1, -0.5), "must be 0 or above", True),
+        ("weights", (1, float("nan")), "must be 0 or above", True),
+        ("assistant", (1, 0.5), "weight 0.5 and would be trained as the others", True),
         ("assistant", (1, 0), "`train_on: weights` honours it", True),
     ],
 )
@@ -67,6 +69,22 @@ def test_weights_that_would_not_be_honoured_are_refused(
     with pytest.raises(RowError, match=message) as error:
         renderer(train_on).trees(example(turns("q"), weighted(*weights)))
     assert error.value.fatal == fatal
+
+
+def test_every_token_of_a_turn_has_the_turns_weight() -> None:
+    r = renderer("weights")
+    (branch,) = r.tree(example(turns("q"), weighted(0.5, 1, 0, 0.25))).branches
+    assert branch.weights is not None
+    found = [(r.codec.decode(branch.ids[branch.weights == weight].tolist()), weight) for weight in (0.5, 1.0, 0.25)]
+    assert found == [("a0<|im_end|>", 0.5), ("a1<|im_end|>", 1.0), ("a3<|im_end|>", 0.25)]
+    assert ((branch.weights > 0) == branch.trained).all()
+    assert r.tree(example(turns("q"), weighted(1, 0, 1))).branches[0].weights is None  # 0 and 1 say it by the mask
+
+
+def test_a_rewriting_template_keeps_the_weight_of_each_turn() -> None:
+    trees = renderer("weights", THINKING).trees(example(turns("q"), weighted(0.5, 0, 0.25)))
+    found = [tree.branches[0].weights for tree in trees]
+    assert [None if each is None else set(each.tolist()) for each in found] == [{0.5}, {0.25}]
 
 
 def test_weights_on_a_turn_that_is_not_an_answer_are_refused() -> None:

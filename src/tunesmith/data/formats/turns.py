@@ -47,6 +47,8 @@ ROLES = {
 CALL_ROLES = frozenset({"function_call", "function_calls", "tool_call", "tool_calls"})
 REASONING = ("reasoning_content", "reasoning", "thinking")
 WEIGHTS = ("weight", "loss_weight", "train", "training")
+HEAVIEST = 100
+"""A turn that counts more than a hundred times another is a mistake: a count, or a percentage."""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 # Which role may follow which; None is the start, `call` an assistant's turn with calls.
 # Templates differ in what they refuse: this is the common ground.
@@ -182,17 +184,17 @@ def _reasoning(value: Mapping[str, Json], field: str) -> str:
 
 
 def _weight(value: Fields, role: str, field: str) -> float | None:
-    """The file's loss weight of a turn: 0, 1, or None where it gives none."""
+    """The file's loss weight of a turn, from 0 on, or None where it gives none."""
     given = [(key, value[key]) for key in WEIGHTS if value.get(key) is not None]
     for key, found in given:
-        if isinstance(found, str) or found not in (0, 1):
-            wanted = "0 or 1 (fractional weights are not supported yet)"
-            raise BadField(f"{field}.{key}", shown(found), wanted)
+        if not isinstance(found, int | float) or not 0 <= found <= HEAVIEST:
+            raise BadField(f"{field}.{key}", shown(found), f"a number from 0 to {HEAVIEST}")
         if found != given[0][1]:
             raise BadField(f"{field}.{key}", shown(found), f"the same as `{given[0][0]}`")
         if found and role != "assistant":
             raise BadField(f"{field}.{key}", shown(found), f"0 for {role}: only assistant turns are trained")
-    return float(bool(given[0][1])) if given else None
+    number = given[0][1] if given else None
+    return float(number) if isinstance(number, int | float) else None
 
 
 def _joined(text: Message, call: Message, field: str) -> Message:
