@@ -2,8 +2,8 @@
 
 In: a stage's records and settings. Out: a finding, or None. Must not know: models, files.
 
-Log-probs, log-ratios and margins / beta are in nats of a whole answer. Held-out records are believed before those of the
-steps: they are of the same rows each time.
+Log-probs, log-ratios and margins / beta are in nats of a whole answer. Held-out records are believed before those of
+the steps: they are of the same rows each time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import math
 from tunesmith.diagnosis.base import WINDOW, Curves, Diagnosis, Settings, mean, rounded
 
 FALLEN_NATS, FALLEN_PER_TOKEN = 2.0, 0.1
-"""A chosen answer e^2 = 7 times less likely than at the start is displaced; of long answers a tenth of a nat a token."""
+"""A chosen answer e^2 = 7 times less likely than at the start is displaced; a long one by a tenth of a nat a token."""
 LENGTH_STEPS, LENGTH_CORRELATION, LENGTH_ALONE = 40, 0.5, 0.8
-"""Steps that a correlation is taken over (its standard error at 0.5 is then 0.12); what counts as one, with answers that
-grow beside it, and without any sample."""
+"""Steps that a correlation is taken over (its standard error at 0.5 is then 0.12); what counts as one, with answers
+that grow beside it, and without any sample."""
 GROWN, GROWN_TOKENS = 1.25, 8.0
 """Sampled answers are longer by this factor, and by so many tokens, than at the start."""
 STUCK_NATS, MOVED_NATS = 0.02, 0.2
@@ -35,7 +35,7 @@ WON, SATURATED = 0.999, 0.05
 def likelihood_displacement(curves: Curves, settings: Settings) -> Diagnosis | None:
     """Chosen answers fall with the margin rising (Pal et al. 2024, arXiv:2402.13228; Razin et al. 2024,
     arXiv:2410.08847): the likelihood goes to answers that are in no pair."""
-    found = _chosen_fell(curves)
+    found = _chosen_fell(curves, settings.beta)
     if found is None or settings.method == "apo_down":  # which is meant to lower both
         return None
     where, fall, tokens, margin = found
@@ -51,21 +51,25 @@ def likelihood_displacement(curves: Curves, settings: Settings) -> Diagnosis | N
         curves.step,
         f"{where} the chosen answer has lost {fall:.3g} nats ({fall / max(tokens, 1):.2g} a token) since the start, "
         f"while the margin has risen by {margin:.3g}",
-        "the margin grows by making rejected answers unlikelier still, and the likelihood goes to answers that are in no "
-        "pair; pairs whose answers are much alike do this most",
+        "the margin grows by making rejected answers unlikelier still, and the likelihood goes to answers that are in "
+        "no pair; pairs whose answers are much alike do this most",
         f"In this order: {'; '.join(remedies)}; drop pairs whose answers hardly differ.",
         {"nats_lost": fall, "margin_gained": margin, "tokens_chosen": tokens},
     )
 
 
-def _chosen_fell(curves: Curves) -> tuple[str, float, float, float] | None:
+def _chosen_fell(curves: Curves, beta: float | None) -> tuple[str, float, float, float] | None:
     """Where it was seen, nats that the chosen answer has lost, its tokens, what the margin has gained."""
-    table, last = curves.evaluations, -1
+    table = curves.evaluations
     known, margins = table.known("logprob_chosen"), table.known("margin")
     if len(known) > 1 and len(margins) > 1 and known[0][0] == 0:
-        tokens = table.column("tokens_chosen")[last]
-        fall, rise = known[0][1] - known[last][1], margins[last][1] - margins[0][1]
-        return f"on held-out pairs, at step {known[last][0]},", fall, _or_zero(tokens), rise
+        tokens = table.column("tokens_chosen")[-1]
+        fall, rise = known[0][1] - known[-1][1], margins[-1][1] - margins[0][1]
+        return f"on held-out pairs, at step {known[-1][0]},", fall, _or_zero(tokens), rise
+    rewards = [table.known(f"reward_{side}") for side in ("desirable", "undesirable")]
+    if beta and all(len(side) > 1 for side in rewards):  # single answers with a label: rewards are 0 at the start
+        good, bad = (side[-1][1] for side in rewards)
+        return f"on held-out rows, at step {rewards[0][-1][0]},", -good / beta, 0.0, good - bad
     table = curves.metrics
     if len(table) < WINDOW or not table.has("logratio_chosen"):
         return None
@@ -141,13 +145,13 @@ def margin_stuck(curves: Curves, settings: Settings) -> Diagnosis | None:
         evidence = f"in the last {recent} steps both answers of every pair have the same tokens and log-probs"
         remedy = "Look at the rows (`tunesmith data audit`): chosen and rejected must differ in what is trained."
         return _stuck(curves, evidence, "the answers of the pairs are identical", remedy, figures)
-    if not table.has("logratio_chosen") or not _should_have_moved(curves, settings):
+    if not table.has("logratio_chosen"):
         return None
     if settings.has_dropout and curves.evaluations.known("margin"):  # the steps' figures are noisy with it
         table, recent = curves.evaluations, 1
         margin = table.mean("margin", recent) / (settings.beta or 1.0)
     moved = max(abs(table.mean(key, recent)) for key in ("logratio_chosen", "logratio_rejected"))
-    if not abs(margin) < STUCK_NATS:
+    if not abs(margin) < STUCK_NATS or not _should_have_moved(curves, settings):
         return None
     figures = {"margin_nats": margin, "logratio_nats": moved}
     if moved < STUCK_NATS:
@@ -205,8 +209,8 @@ def wrong_reference(curves: Curves, settings: Settings) -> Diagnosis | None:
             "problem",
             curves.step,
             f"before the first update the log-ratio is not 0 but {told}",
-            "the reference was scored with other weights, another template or dropout: margins and rewards are measured "
-            "from a wrong origin",
+            "the reference was scored with other weights, another template or dropout: margins and rewards are "
+            "measured from a wrong origin",
             "Delete the reference cache and run again; if it stays, please report it.",
             {f"logratio_{side}": value for side, value in sides.items()},
         )

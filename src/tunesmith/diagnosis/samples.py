@@ -70,7 +70,7 @@ def truncation(curves: Curves, settings: Settings) -> Diagnosis | None:
         f"{course.start:.0%} at step {course.first_step}",
         "the stop token has become unlikely: long answers are preferred, or trained answers do not end with it",
         "Look whether trained answers end with the stop token (`tunesmith data show`) and whether the chosen ones are "
-        f"the longer; else set {settings.hold_closer()}; raise `samples.max_new_tokens` where answers are long by right.",
+        f"longer; else set {settings.hold_closer()}; raise `samples.max_new_tokens` where answers are long by right.",
         _figures(course),
     )
 

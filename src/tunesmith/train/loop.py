@@ -26,12 +26,14 @@ from tunesmith.runs.stop import StopRequest, caught
 from tunesmith.train.applying import apply_gradient
 from tunesmith.train.carried import advanced, bound
 from tunesmith.train.checkpoint import State, path_of, remove_older, save_checkpoint
+from tunesmith.train.diagnosing import Diagnosing
 from tunesmith.train.evaluate import check_reference
 from tunesmith.train.evaluating import evaluate_if_due, evaluate_now, is_due
 from tunesmith.train.gradient import step_gradient
 from tunesmith.train.identity import StageRecipe
 from tunesmith.train.modes import Checkpointing, Dropout, training_mode
 from tunesmith.train.optim import optimizer_tensors, trainable_parameters
+from tunesmith.train.policy import ends_by, refuse_problem, rolled_back, tell_rollback
 from tunesmith.train.precision import make_scaler, refuse_endless_skips
 from tunesmith.train.progress import Observer, Silent
 from tunesmith.train.resume import load_weights_of
@@ -112,7 +114,13 @@ def train_stage(
         optimizer=stage_optimizer(stage, trainable),
         scaler=make_scaler(engine.dtype, machine.device),
         stop=stop or StopRequest(),
-        watch=start_watch(folder, trainable=trainable, observer=observer, writes=machine.is_main),
+        watch=start_watch(
+            folder,
+            trainable=trainable,
+            observer=observer,
+            writes=machine.is_main,
+            diagnosing=Diagnosing.of(stage),
+        ),
     )
     try:
         session, state = going_on(session, inputs or {}, rows_changed=rows_changed, strict=strict)
@@ -135,21 +143,26 @@ def _train(session: Session, state: State) -> StageOutcome:
     expect_save(session)
     with modes, caught(session.stop):
         state = _evaluate_if_missed(session, state)
-        while state.step < session.num_steps:
-            state = _step(bound(session, state), replace(state, step=state.step + 1))
-            state, is_best = _evaluate_if_due(bound(session, state), state)
+        while state.step < session.num_steps and not ends_by(session):
+            before = _step(bound(session, state), replace(state, step=state.step + 1))
+            state, is_best = _evaluate_if_due(bound(session, before), before)
+            state = rolled_back(session, before, state)
             evaluates_next = is_due(session, state.step + 1, session.stage.eval_every)
             number = stop_number(session, evaluates_next=evaluates_next)
-            if number or is_best or session.records.behind or is_due(session, state.step, session.stage.save_every):
+            is_due_now = is_best or is_due(session, state.step, session.stage.save_every)
+            if number or is_due_now or session.records.behind or ends_by(session):
                 _save(session, state)
                 number = stop_number(session, evaluates_next=evaluates_next)  # one may have come meanwhile
             if number:
                 raise stopped(session, state.step, number)
+    refuse_problem(session, state)
     result_step = state.step
-    if session.stage.keep == "best" and state.best_step not in (None, state.step):
+    if (session.stage.keep == "best" or ends_by(session)) and state.best_step not in (None, state.step):
         assert state.best_step is not None
         load_weights_of(session.folder, state.best_step, session.trainable)
         result_step = state.best_step
+        if ends_by(session):
+            tell_rollback(session, state)
     return StageOutcome(session.num_steps, resumed_step, result_step, state.best_step, state.best_loss)
 
 
@@ -237,7 +250,9 @@ def _evaluate_if_missed(session: Session, state: State) -> State:
     """An earlier start was stopped between the save of its last step and the evaluation of that step."""
     if state.step == 0 or is_evaluated(session, state.step):
         return state
-    state, is_best = _evaluate_if_due(bound(session, state), state)
+    before = state
+    state, is_best = _evaluate_if_due(bound(session, before), before)
+    state = rolled_back(session, before, state)
     if is_best:
         _save(session, state)
     return state

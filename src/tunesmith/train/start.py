@@ -112,7 +112,7 @@ def going_on(session: Session, inputs: Mapping[str, str], *, rows_changed: bool,
     state = rows.taken(state)
     if session.machine.is_main:
         finish_rotation(folder.checkpoints, newest=state.step, keep=stage.keep_checkpoints, best=state.best_step)
-    session.watch.resume(state.step)
+    session.watch.resume(state.step, is_last=state.step == session.num_steps)
     session.memory.go_on(state.step, state.forest_tokens, state.tree_tokens)
     if state.scaler:
         session.scaler.load_state_dict(state.scaler)

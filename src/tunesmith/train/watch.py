@@ -3,8 +3,9 @@
 In: the records of the steps, and the trained weights. Out: lines for the person, and `warnings.jsonl` beside the
 metrics. Must not know: engines, objectives, what is done about it.
 
-A warning changes nothing. It is a function of the records and the weights alone, so a resumed stage writes the same
-file as an unbroken one. Each kind is said once a stage; steps that were left out are said each time.
+A warning changes nothing by itself (`train/policy.py` reads the diagnoses). It is a function of the records and the
+weights alone, so a resumed stage writes the same file as an unbroken one. Each kind is said once a stage; steps that
+were left out are said each time.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tunesmith.diagnosis.base import Diagnosis
 from tunesmith.errors import TunesmithError
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Record, Records, Value, read_records, truncate_records
+from tunesmith.train.diagnosing import Diagnosing
 from tunesmith.train.optim import Trainable
 from tunesmith.train.progress import Observer
 
@@ -151,7 +154,8 @@ RISE, UNMOVED, HELDOUT, LEFT_OUT = "rising loss", "unmoved weights", "held-out l
 
 @dataclass(slots=True)
 class Watch:
-    """One stage's watch. `writes`: this rank keeps the file. `start`: a fingerprint of each tensor at the start."""
+    """One stage's watch. `writes`: this rank keeps the file. `start`: a fingerprint of each tensor at the start.
+    `diagnosing`: what the curves as a whole show."""
 
     folder: StageFolder
     trainable: Trainable
@@ -163,14 +167,23 @@ class Watch:
     recent: deque[Figures] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS + 1))
     lowest: float = math.inf
     num_updates: int = 0
+    diagnosing: Diagnosing | None = None
 
-    def resume(self, step: int) -> None:
+    def resume(self, step: int, *, is_last: bool = False) -> None:
         """Go on behind `step` (0: from the start): remember the steps' records, and cut off warnings after it."""
         if not self.writes:
             return
-        self.said |= {str(line["kind"]) for line in truncate_records(self.folder.warnings_path, step or -1)}
-        for record in read_records(self.folder.metrics_path):
+        for line in truncate_records(self.folder.warnings_path, step or -1):
+            self._remember(str(line["kind"]), line["step"])
+        records = read_records(self.folder.metrics_path)
+        for record in records:
             self._take(Figures.of(record))
+        if self.diagnosing is not None:
+            for record in records:
+                self.diagnosing.curves.metrics.add(record)
+            for record in read_records(self.folder.eval_path):
+                self.diagnosing.curves.evaluations.add(record)
+            self.diagnosing.resume(is_last=is_last)
 
     def stepped(self, record: Mapping[str, Value], rows: Sequence[str], *, is_last: bool) -> None:
         """Look at a step that was taken, on these rows."""
@@ -187,6 +200,8 @@ class Watch:
             found |= {UNMOVED: unmoved} if unmoved else {}
         for kind, sign in found.items():
             self._say(figures.step, kind, sign, rows)
+        if self.diagnosing is not None:
+            self._tell(self.diagnosing.stepped(record, is_last=is_last))
 
     def evaluated(self, record: Mapping[str, Value]) -> None:
         """Look at an evaluation."""
@@ -195,6 +210,8 @@ class Watch:
         if self.writes and not math.isfinite(_number(loss)):
             causes = ("a held-out row that the model cannot compute, as the forward pass is (dtype)",)
             self._say(step, HELDOUT, Sign(f"the held-out loss is {loss}, which is no number", causes), ())
+        if self.writes and self.diagnosing is not None:
+            self._tell(self.diagnosing.evaluated(record))
 
     def left_out(self, step: int, text: str, rows: Sequence[str]) -> None:
         """A step without an update, by `on_nonfinite: skip`; said every time."""
@@ -219,7 +236,7 @@ class Watch:
     def _say(self, step: int, kind: str, sign: Sign, rows: Sequence[str]) -> None:
         if kind in self.said:
             return
-        self.said.add(kind)
+        self._remember(kind, step)
         causes = f". Possible causes: {'; '.join(sign.causes)}" if sign.causes else ""
         self.observer.noted(f"WARNING step {step}: {sign.text}{causes}")
         line: Record = {
@@ -233,15 +250,41 @@ class Watch:
         self.records.append(self.folder.warnings_path, line)
         self._flush()
 
+    def _tell(self, found: Sequence[Diagnosis]) -> None:
+        """Say the diagnoses that were not said before, each with its remedy."""
+        for each in found:
+            if each.name in self.said or self.said.intersection(each.told_by):
+                continue
+            self._remember(each.name, each.step)
+            text = f"{each.name}: {each.evidence}"
+            self.observer.noted(f"WARNING step {each.step}: {text}. Cause: {each.cause}. Remedy: {each.remedy}")
+            line: Record = {"step": each.step, "kind": each.name, "severity": each.severity, "text": text}
+            line |= {"causes": [each.cause], "remedy": each.remedy, "rows": [], "num_rows": 0}
+            self.records.append(self.folder.warnings_path, line)
+            self._flush()
+
+    def _remember(self, kind: str, step: Value) -> None:
+        self.said.add(kind)
+        if self.diagnosing is not None and isinstance(step, int):
+            self.diagnosing.curves.warnings.setdefault(kind, step)
+
     def _flush(self) -> None:
         """The next checkpoint counts on the lines; a disk that fails will say so when that one is saved."""
         with suppress(TunesmithError):
             self.records.flush(*([self.folder.warnings_path] if self.said else []))
 
 
-def start_watch(folder: StageFolder, *, trainable: Trainable, observer: Observer, writes: bool) -> Watch:
+def start_watch(
+    folder: StageFolder,
+    *,
+    trainable: Trainable,
+    observer: Observer,
+    writes: bool,
+    diagnosing: Diagnosing | None = None,
+) -> Watch:
     """The watch of a stage whose model holds its starting weights; see Watch."""
-    return Watch(folder, trainable, observer, writes, fingerprints(trainable) if writes else {})
+    start = fingerprints(trainable) if writes else {}
+    return Watch(folder, trainable, observer, writes, start, diagnosing=diagnosing)
 
 
 def fingerprints(trainable: Trainable) -> dict[str, tuple[float, float]]:
