@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help quickstart test fuzz reliability soak lint format typecheck bench bench-data clean
+.PHONY: help quickstart test fuzz reliability soak lint format typecheck methods bench bench-data clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make fuzz         10,000 damaged files, none of which may crash, hang or fill the memory"
 	@echo "make reliability  run what docs/reliability.md names and write the page anew"
 	@echo "make format       let ruff rewrite              make bench       measure against TRL"
+	@echo "make methods      100 steps of every method on real preferences, beside the kept curves (needs ../shared)"
 	@echo "make clean        remove .venv, caches and builds; runs/ stays"
 
 quickstart: $(CORE)
@@ -47,6 +48,9 @@ format: $(DEV)
 
 typecheck: $(DEV)
 	$(BIN)/mypy
+
+methods: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.methods.real $(ARGS)
 
 bench: $(CORE)
 	bash benchmarks/bench.sh $(ARGS)
