@@ -113,7 +113,7 @@ def test_splits_do_not_change_the_gradient(name: str) -> None:
     assert_gradients_equal(gradients(case, batch, 90), whole)
 
 
-@pytest.mark.parametrize("name", ON_TOKENS)
+@pytest.mark.parametrize("name", [name for name, case in ON_TOKENS.items() if case.is_slope])
 def test_finite_differences(name: str) -> None:
     """The derivative of the held-out loss in five random directions of the weights is the step's gradient's."""
     case = CASES[name]

@@ -56,7 +56,8 @@ class Case:
 
     slow: the loss of the papers. carried: what the method has from earlier steps, where it has any; `slow` must be of
     the same. golden: it has a curve of 50 steps in tests/golden. start: the loss where the policy is its reference, on
-    any rows; None where it depends on them.
+    any rows; None where it depends on them. is_slope: its gradient is the derivative of its value; not so where parts
+    of the loss are held constant (a weight, a baseline), which finite differences would move.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Case:
     start: float | None = None
     carried: Mapping[str, float] = field(default_factory=dict)
     golden: bool = True
+    is_slope: bool = True
 
     @property
     def objective(self) -> Objective:

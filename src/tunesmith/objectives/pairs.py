@@ -88,7 +88,7 @@ def _desensitized(logprobs: Logprobs, tokens_PK: Tensor, alpha: float) -> Tensor
     shorter_B = tokens_PK.min(-1).values.repeat_interleave(2)
     first_B = tokens_B.cumsum(0) - tokens_B
     place_N = torch.arange(len(logprobs.branch_N), device=tokens_B.device) - first_B[logprobs.branch_N]
-    return torch.where(place_N < shorter_B[logprobs.branch_N], 1.0, alpha).to(tokens_B.dtype)
+    return torch.ones_like(place_N, dtype=tokens_B.dtype).masked_fill(place_N >= shorter_B[logprobs.branch_N], alpha)
 
 
 def pair_metrics(pairs: Pairs, beta: float) -> dict[str, Sum]:
@@ -138,8 +138,9 @@ def paired(
         assert (logprobs.reference_N is not None) == needs_reference
         pairs = pairs_of(logprobs, alpha=options.length_desensitization)
         loss_P = loss(pairs)
-        if options.sft_weight:
-            loss_P = loss_P - options.sft_weight * pairs.mean_PK[:, 0]
+        if options.sft_weight:  # of the whole answer, whatever `length_desensitization` makes of its end
+            chosen_P = logprobs.per_branch().view(-1, 2)[:, 0]
+            loss_P = loss_P - options.sft_weight * chosen_P / pairs.tokens_PK[:, 0]
         if options.wpo:
             loss_P = loss_P * wpo_weights(logprobs)
         weight_P = logprobs.weight_G if options.pair_weights else None
@@ -147,6 +148,8 @@ def paired(
         total = loss_P.sum() if weight_P is None else (loss_P * weight_P).sum()
         with torch.no_grad():
             metrics = pair_metrics(pairs, beta) | dict(more_metrics(pairs))
+            if options.length_desensitization != 1:  # rewards are as the loss sees them, log-probs as they are
+                metrics |= _whole_logprobs(logprobs)
         return Result(Sum(total, count), metrics)
 
     return Objective(
@@ -158,6 +161,12 @@ def paired(
         separable=separable,
         wants=("collision",) if options.wpo else (),
     )
+
+
+def _whole_logprobs(logprobs: Logprobs) -> dict[str, Sum]:
+    policy_PK = logprobs.per_branch().view(-1, 2)
+    names = ("logprob_chosen", "logprob_rejected")
+    return {name: Sum(policy_PK[:, column].sum(), float(len(policy_PK))) for column, name in enumerate(names)}
 
 
 def carried(objective: Objective, carrying: Carrying) -> Objective:

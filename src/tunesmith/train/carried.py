@@ -22,7 +22,8 @@ def bound(session: Session, state: State) -> Session:
     """The session whose objective has what the method carries at this state."""
     if session.objective.carrying is None:
         return session
-    return replace(session, objective=session.objective.bound(Carried(state.carried, state.tensors)))
+    carried = Carried(state.carried, state.tensors)
+    return replace(session, objective=session.objective.bound(carried), carried=carried)
 
 
 def advanced(session: Session, state: State, found: Gradient) -> State:

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tunesmith.engine.engine import Engine
 from tunesmith.engine.retry import Budget
 from tunesmith.errors import NumericsError, TunesmithError
 from tunesmith.objectives import Sum
+from tunesmith.recipe.stages import SupervisedStage
+from tunesmith.train.live import with_live_reference
+from tunesmith.train.noise import noisy
 from tunesmith.train.nonfinite import Case, Finding, Kind, examine, lost_kind
 from tunesmith.train.optim import gradient_norm
 from tunesmith.train.reproducer import write_reproducer
@@ -48,15 +52,17 @@ def step_gradient(session: Session, batch: Batch, step: int, *, num_nonfinite: i
     does not say to leave the step out, and ResourceError where a single answer does not fit in memory. The weights
     have no gradient then.
     """
-    used = [session.memory.budget(step)]
+    used, scored = [session.memory.budget(step)], [batch]
     between = leave_step(session, step)
+    engine = step_engine(session, step)
 
     def work(budget: Budget) -> StepResult:
         session.optimizer.zero_grad()  # whatever a failed try left
         used.append(budget)
+        scored.append(with_live_reference(session, batch, budget, between=between))
         return accumulate(
-            session.engine,
-            batch,
+            engine,
+            scored[-1],
             objective=session.objective,
             forest_tokens=budget.forest_tokens,
             tree_tokens=budget.tree_tokens,
@@ -69,8 +75,8 @@ def step_gradient(session: Session, batch: Batch, step: int, *, num_nonfinite: i
     def lost(kind: Kind, what: str, logprob_N: Tensor, trees: Sequence[int] = ()) -> Gradient:
         session.optimizer.zero_grad()
         case = Case(
-            session.engine,
-            batch,
+            engine,
+            scored[-1],
             session.objective,
             used[-1],
             session.machine,
@@ -100,6 +106,12 @@ def step_gradient(session: Session, batch: Batch, step: int, *, num_nonfinite: i
     return Gradient(result, norm)
 
 
+def step_engine(session: Session, step: int) -> Engine:
+    """The engine as a step trains on it: with the noise that its stage puts on the embeddings."""
+    alpha = session.stage.neftune_alpha if isinstance(session.stage, SupervisedStage) else 0.0
+    return noisy(session.engine, alpha=alpha, key=_seed_key(session, step))
+
+
 def _seed_key(session: Session, step: int) -> str:
     return f"{session.seed}/{session.stage.name}/{step}"
 
@@ -126,7 +138,9 @@ def _leave_out(session: Session, case: Case, finding: Finding, step: int, num_be
 def _keep(session: Session, case: Case, finding: Finding, step: int) -> str:
     """Where the reproducer lies, in words; a disk that cannot take it is no reason to hide what was found."""
     try:
-        path, has_weights = write_reproducer(session.folder.path, case, finding, stage=session.stage, step=step)
+        path, has_weights = write_reproducer(
+            session.folder.path, case, finding, stage=session.stage, step=step, carried=session.carried
+        )
     except TunesmithError as error:
         return f"(No reproducer could be written: {error.what})"
     but = "" if has_weights else ", without the trained weights, for which the disk has no room"

@@ -3,8 +3,9 @@
 In: a stage's session and what was found; later the folder, and an engine on the same base. Out: `nonfinite/step-N/`
 with `report.json` and `tensors.safetensors`; the step, computed anew. Must not know: where a base model lies.
 
-The folder holds all rows of the step in tokens (with masks and reference), the trained weights before the step, the
-seed key, the budget, kernel and types. What it does not hold are the frozen weights, which are the stage's start.
+The folder holds all rows of the step in tokens (with masks, reference, and what the rows say of themselves), the
+trained weights before the step, the numbers that the method carries, the seed key, the budget, kernel and types. What
+it does not hold are the frozen weights, which are the stage's start.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from tunesmith.engine.engine import Backend, Engine
 from tunesmith.engine.retry import Budget
 from tunesmith.errors import ResumeError, RunFolderError
 from tunesmith.model.machine import Machine
-from tunesmith.objectives import objective_of
+from tunesmith.objectives import Carried, objective_of
 from tunesmith.recipe.models import Stage
 from tunesmith.runs.atomic import publish_folder, remove_temporaries, write_json
 from tunesmith.runs.disk import free_bytes
@@ -40,9 +42,22 @@ FOLDER, REPORT, TENSORS = "nonfinite", "report.json", "tensors.safetensors"
 KIND, LAYOUT = "tunesmith-nonfinite", 1
 _SPARE_BYTES = 1 << 20
 
+NOTHING = Carried()
+
 Backends: TypeAdapter[Backend] = TypeAdapter(Backend)
 Kinds: TypeAdapter[Kind] = TypeAdapter(Kind)
 Stages: TypeAdapter[Stage] = TypeAdapter(Stage)
+
+
+@pydantic_dataclass(frozen=True, slots=True)
+class Row:
+    """A row without its tokens; folders of the first releases name only the first two."""
+
+    row: str
+    num_answers: int
+    scores: tuple[float, ...] = ()
+    label: bool | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +65,7 @@ class Reproducer:
     """A folder that was read. weights: the trained ones before the step; None where the disk had no room for them.
 
     training: names of the modules that were in train mode. autocast: the type of the products, None for the weights'.
+    carried: the numbers that the method had from earlier steps.
     """
 
     path: Path
@@ -68,10 +84,16 @@ class Reproducer:
     chunk_bytes: int | None
     training: frozenset[str]
     threads: int
+    carried: Carried
 
 
-def write_reproducer(folder: Path, case: Case, finding: Finding, *, stage: StageRecipe, step: int) -> tuple[Path, bool]:
-    """Write the folder of a step under `folder`; returns where, and whether the trained weights had room."""
+def write_reproducer(
+    folder: Path, case: Case, finding: Finding, *, stage: StageRecipe, step: int, carried: Carried = NOTHING
+) -> tuple[Path, bool]:
+    """Write the folder of a step under `folder`; returns where, and whether the trained weights had room.
+
+    Of what the method carries the numbers are kept; a live reference is in the rows already, by its log-probs.
+    """
     target = folder / FOLDER / f"step-{step}"
     tensors = _row_tensors(case.batch)
     weights = {f"weight.{name}": weight.detach() for name, weight in case.trainable.items()}
@@ -99,7 +121,8 @@ def write_reproducer(folder: Path, case: Case, finding: Finding, *, stage: Stage
         "training": [name for name, module in engine.model.named_modules() if module.training],
         "has_weights": has_weights,
         "found": asdict(finding),
-        "rows": [{"row": tree.id, "num_answers": len(tree.branches)} for tree in case.batch.trees],
+        "carried": dict(carried.numbers),
+        "rows": [_described(tree) for tree in case.batch.trees],
     }
     remove_temporaries(target.parent)
     with publish_folder(target) as temporary:
@@ -109,6 +132,17 @@ def write_reproducer(folder: Path, case: Case, finding: Finding, *, stage: Stage
     return target, has_weights
 
 
+def _described(tree: Tree) -> dict[str, object]:
+    """What a row is besides its tokens."""
+    return {
+        "row": tree.id,
+        "num_answers": len(tree.branches),
+        "scores": list(tree.scores),
+        "label": tree.label,
+        "weight": tree.weight,
+    }
+
+
 def _row_tensors(batch: Batch) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for number, tree in enumerate(batch.trees):
@@ -116,6 +150,8 @@ def _row_tensors(batch: Batch) -> dict[str, Tensor]:
         for answer, branch in enumerate(tree.branches):
             tensors[f"row.{number}.answer.{answer}.ids"] = _copied(branch.ids, np.int32)
             tensors[f"row.{number}.answer.{answer}.trained"] = _copied(branch.trained, np.bool_)
+            if branch.weights is not None:
+                tensors[f"row.{number}.answer.{answer}.weights"] = _copied(branch.weights, np.float32)
         if batch.references is not None:
             tensors[f"row.{number}.reference"] = _copied(batch.references[number], np.float32)
     return tensors
@@ -133,7 +169,7 @@ def open_reproducer(path: Path) -> Reproducer:
         if (report["kind"], report["layout"]) != (KIND, LAYOUT):
             raise ValueError("it is not of this version")
         tensors = load_file(path / TENSORS)
-        trees = [_tree(tensors, number, row) for number, row in enumerate(report["rows"])]
+        trees = [_tree(tensors, number, Row(**row)) for number, row in enumerate(report["rows"])]
         references = [tensors[f"row.{number}.reference"].numpy() for number in range(len(trees)) if _has(tensors)]
         prefix = "weight."
         weights = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
@@ -155,6 +191,7 @@ def open_reproducer(path: Path) -> Reproducer:
             chunk_bytes=None if report["chunk_bytes"] is None else int(report["chunk_bytes"]),
             training=frozenset(str(name) for name in report["training"]),
             threads=int(report["threads"]),
+            carried=Carried({str(name): float(number) for name, number in report.get("carried", {}).items()}),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, ValidationError) as error:
         what = f"is no folder of a step that lost a number: {type(error).__name__}: {error}"
@@ -166,12 +203,14 @@ def _has(tensors: Mapping[str, Tensor]) -> bool:
     return "row.0.reference" in tensors
 
 
-def _tree(tensors: Mapping[str, Tensor], number: int, row: Mapping[str, str | int]) -> Tree:
-    branches = [
-        Branch(*(tensors[f"row.{number}.answer.{answer}.{part}"].numpy() for part in ("ids", "trained")))
-        for answer in range(int(row["num_answers"]))
-    ]
-    return Tree(str(row["row"]), tensors[f"row.{number}.prompt_ids"].numpy(), tuple(branches))
+def _tree(tensors: Mapping[str, Tensor], number: int, row: Row) -> Tree:
+    branches = []
+    for answer in range(row.num_answers):
+        start = f"row.{number}.answer.{answer}."
+        weights = tensors[start + "weights"].numpy() if start + "weights" in tensors else None
+        branches.append(Branch(tensors[start + "ids"].numpy(), tensors[start + "trained"].numpy(), weights))
+    prompt_ids = tensors[f"row.{number}.prompt_ids"].numpy()
+    return Tree(row.row, prompt_ids, tuple(branches), row.scores, row.label, row.weight)
 
 
 def replay(found: Reproducer, engine: Engine, *, machine: Machine) -> tuple[Kind | None, str]:
@@ -187,7 +226,9 @@ def replay(found: Reproducer, engine: Engine, *, machine: Machine) -> tuple[Kind
     engine = replace(
         engine, backend=found.backend, autocast=found.autocast, skip=found.skip, chunk_bytes=found.chunk_bytes
     )
-    case = Case(engine, found.batch, objective_of(found.stage), found.budget, machine, found.seed_key, trainable)
+    objective = objective_of(found.stage)
+    objective = objective.bound(found.carried) if found.carried.numbers else objective
+    case = Case(engine, found.batch, objective, found.budget, machine, found.seed_key, trainable)
     return compute_again(case)
 
 

@@ -6,7 +6,7 @@ In: nothing. Out: the record that the loop and the gradient share. Must not know
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.amp import GradScaler
@@ -15,7 +15,7 @@ from tunesmith.data.plan import num_steps, replay_examples, step_examples
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.model.machine import Machine
-from tunesmith.objectives import Objective
+from tunesmith.objectives import Carried, Objective
 from tunesmith.recipe.models import SftStage
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Records
@@ -38,7 +38,7 @@ class RowsStart:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
-    """Everything of a stage that stays as it is while it trains."""
+    """Everything of a stage that stays as it is while it trains; `carried` is what its method has at a step."""
 
     engine: Engine
     stage: StageRecipe
@@ -58,6 +58,7 @@ class Session:
     stop: StopRequest
     watch: Watch
     rows_start: RowsStart = RowsStart()
+    carried: Carried = field(default_factory=Carried)
 
     @property
     def steps_per_epoch(self) -> int:

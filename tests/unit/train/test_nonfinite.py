@@ -28,7 +28,7 @@ from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import Extra, Logprobs
 from tunesmith.engine.retry import Budget
 from tunesmith.errors import NumericsError, ResourceError, RunFolderError
-from tunesmith.objectives import Objective, dpo, supervised
+from tunesmith.objectives import Carried, Objective, dpo, supervised
 from tunesmith.runs.records import read_records
 from tunesmith.train import reproducer
 from tunesmith.train.checkpoint import list_steps, load_checkpoint
@@ -323,3 +323,30 @@ def test_pairs_with_references_come_back_whole(tmp_path: Path) -> None:
     assert found.references is not None
     assert case.batch.references is not None
     assert all(np.array_equal(*pair) for pair in zip(found.references, case.batch.references, strict=True))
+
+
+def test_what_rows_say_of_themselves_and_what_a_method_carries_come_back(tmp_path: Path) -> None:
+    first, second = pair_trees(2)
+    answer = first.branches[0]
+    weights = np.linspace(0.25, 1, len(answer.ids), dtype=np.float32)
+    weighted = replace(first, branches=(replace(answer, weights=weights), first.branches[1]))
+    trees = [replace(weighted, scores=(2.0, 0.5), weight=3.0), replace(second, label=False)]
+    case = case_of(lora_engine(), trees, objective=dpo(0.1))
+    carried = Carried({"shift": 0.25})
+    path, _ = write_reproducer(tmp_path, case, Finding("loss", "gone"), stage=dpo_stage(), step=1, carried=carried)
+    found = open_reproducer(path)
+    assert [tree.sha() for tree in found.batch.trees] == [tree.sha() for tree in trees]
+    assert found.batch.trees[1].label is False
+    assert found.carried.numbers == carried.numbers
+
+
+def test_folders_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    trees = pair_trees(2)
+    path, _ = write_reproducer(
+        tmp_path, case_of(lora_engine(), trees, objective=dpo(0.1)), Finding("loss", "gone"), stage=dpo_stage(), step=1
+    )
+    report = json.loads((path / REPORT).read_text())
+    del report["carried"]
+    report["rows"] = [{"row": row["row"], "num_answers": row["num_answers"]} for row in report["rows"]]
+    (path / REPORT).write_text(json.dumps(report))
+    assert [tree.sha() for tree in open_reproducer(path).batch.trees] == [tree.sha() for tree in trees]
