@@ -20,7 +20,9 @@ from tunesmith.objectives.pairs import PLAIN, PairOptions, paired
 def discopop_loss(logratio_PK: Tensor, *, beta: float = 0.05, temperature: float = 0.05) -> Tensor:
     """Loss of each pair, [P]: (1 - m) * -log sigmoid(x) + m * exp(-x), with m = sigmoid(x / temperature).
 
-    arXiv:2406.08414, equation 5; x = beta * margin of log-ratios. It is not convex: it has a hump right of 0.
+    arXiv:2406.08414, equation 5; x = beta * margin of log-ratios. It is not convex (section 6.1): under a temperature
+    below 0.1023 it rises at x = 0, where training starts, from a minimum left of 0 to a hump right of it, so pairs are
+    drawn the wrong way until something else moves them over the hump.
     """
     logits_P = beta * (logratio_PK[:, 0] - logratio_PK[:, 1])
     scaled_P = logits_P / temperature

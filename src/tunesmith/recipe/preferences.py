@@ -176,7 +176,8 @@ class DiscopopStage(ReferenceStage):
     beta: float = Field(0.05, gt=0)
     """How strongly the policy is held to the reference."""
     temperature: float = Field(0.05, gt=0)
-    """Width of the blend, in nats of margin."""
+    """Width of the blend, in beta times nats of margin. Below 0.1023, so by default too, the loss first draws pairs of
+    little margin the wrong way, into a local minimum, as the paper says; a wider blend learns from the first step."""
 
 
 class SigmoidNormStage(ReferenceStage):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from tunesmith.recipe.models import CompletionStage, Full, Lora, Recipe, SftStage, Source, Stage
+from tunesmith.recipe.preferences import AotStage, AotUnpairedStage
 from tunesmith.recipe.problems import Problem
 from tunesmith.recipe.yaml12 import KeyPath
 
@@ -56,6 +57,8 @@ def _stage(recipe: Recipe, stage: Stage, path: KeyPath) -> Iterator[Problem]:
         )
     if isinstance(stage.tuning, Lora) and stage.tuning.target_modules == []:
         yield Problem((*path, "tuning", "target_modules"), "must name at least one module, or be all-linear")
+    if isinstance(stage, AotStage | AotUnpairedStage):
+        yield from _quantiles(stage, path)
     if isinstance(stage, CompletionStage):
         yield from _text_only(stage.train, (*path, "train"), "a completion stage trains plain text")
         yield from _text_only(stage.heldout, (*path, "heldout"), "a completion stage trains plain text")
@@ -76,6 +79,14 @@ def _data(stage: Stage, path: KeyPath) -> Iterator[Problem]:
                 yield Problem((*place, number, "weight"), "only training sources are drawn by weight")
     if stage.too_long == "split" and not isinstance(stage, CompletionStage):
         yield Problem((*path, "too_long"), "only plain text can be split: use drop, a truncate_... policy or stop")
+
+
+def _quantiles(stage: AotStage | AotUnpairedStage, path: KeyPath) -> Iterator[Problem]:
+    if stage.batch_size == 1:
+        yield Problem((*path, "batch_size"), f"{stage.method} of 1 pair a step is DPO: set 2 or more, or method: dpo")
+    for key, value in (("weighting", stage.weighting), ("pair_weights", stage.pair_weights)):
+        if value != "none":
+            yield Problem((*path, key), f"{stage.method} compares quantiles, not pairs, so none can weigh more: set none")
 
 
 def _replayed(stage: Stage) -> list[Source]:
