@@ -13,6 +13,7 @@ from io import StringIO
 import click
 
 from tunesmith.cli.data import data
+from tunesmith.cli.diagnose import diagnose
 from tunesmith.cli.doctor import doctor
 from tunesmith.cli.output import keep_libraries_discreet, say_error, say_traceback
 from tunesmith.cli.recipe import recipe
@@ -55,7 +56,7 @@ def cli() -> None:
     """
 
 
-for command in (quickstart, data, check, run, compare, chat, merge, recipe, doctor):
+for command in (quickstart, data, check, run, diagnose, compare, chat, merge, recipe, doctor):
     cli.add_command(command)
 
 

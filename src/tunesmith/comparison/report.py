@@ -21,6 +21,7 @@ from tunesmith.comparison.figures import FIGURES, Figure
 from tunesmith.comparison.summary import Answered, Summary
 from tunesmith.comparison.words import bare_number, interval, number
 from tunesmith.data.ledger import FATES, Count, read_parquet
+from tunesmith.diagnosis.diagnose import StageFindings, diagnose_run
 from tunesmith.recipe.models import Recipe, SftStage
 from tunesmith.recipe.preferences import PreferenceStage
 from tunesmith.runs.atomic import write_text
@@ -64,6 +65,14 @@ class StageView:
 
 
 @dataclass(frozen=True, slots=True)
+class FindingsView:
+    """What a stage's records show, and its colour."""
+
+    stage: StageFindings
+    css: str
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerRow:
     """Rows of one stage and split, by what became of them."""
 
@@ -100,6 +109,7 @@ def report_html(folder: RunFolder, recipe: Recipe, summary: Summary, answers: Se
         rows=[row for row in figure_rows(summary) if any(not cell.reason for cell in row.cells)],
         unmeasured=_unmeasured(summary),
         figures=FIGURES,
+        findings=_findings(folder, recipe, summary),
         answers=answers[: recipe.compare.num_shown],
         ledger=ledger_rows(read_parquet(folder.ledger_path).summary()) if folder.ledger_path.is_file() else [],
         versions=_versions(folder),
@@ -187,10 +197,19 @@ def _stage_views(folder: RunFolder, recipe: Recipe, summary: Summary) -> list[St
     return views
 
 
+def _findings(folder: RunFolder, recipe: Recipe, summary: Summary) -> list[FindingsView]:
+    """The diagnoses of every trained stage, in the order of the recipe."""
+    places = {name: place for place, name in enumerate(summary.stages)}
+    found = diagnose_run(folder, recipe)
+    return [FindingsView(each, colour(places[each.stage])) for each in found if each.stage in places]
+
+
 def _warnings(path: Path) -> tuple[str, ...]:
     """What looked wrong while the stage trained, one text each."""
     texts = []
     for line in read_records(path):
+        if "severity" in line:
+            continue  # a diagnosis: the report has a section of them
         causes = line.get("causes")
         also = f". Possible causes: {'; '.join(causes)}" if isinstance(causes, list) and causes else ""
         texts.append(f"Step {line['step']}: {str(line['text']).rstrip('.')}{also}.")

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from tunesmith.recipe.models import CompletionStage, Full, Lora, Recipe, SftStage, Source, Stage
-from tunesmith.recipe.preferences import AotStage, AotUnpairedStage
+from tunesmith.recipe.best import best_rules
+from tunesmith.recipe.models import CompletionStage, Recipe, SftStage, Source, Stage
+from tunesmith.recipe.preferences import AotStage, AotUnpairedStage, KtoStage
 from tunesmith.recipe.problems import Problem
+from tunesmith.recipe.tuning_rules import tuning_problems
 from tunesmith.recipe.yaml12 import KeyPath
 
 RESERVED_STAGES = ("base", "previous")  # `base` names the untrained model in comparisons, both are words of `start`
@@ -47,21 +49,21 @@ def _stage(recipe: Recipe, stage: Stage, path: KeyPath) -> Iterator[Problem]:
             )
     elif stage.keep == "best" and stage.eval_every == 0:
         yield Problem((*path, "keep"), "'best' needs evaluations to choose from: set eval_every")
+    if stage.on_diagnosis == "rollback" and (stage.eval_every == 0 or not (stage.heldout or stage.heldout_fraction)):
+        what = "'rollback' needs a best step to go back to: set eval_every, and heldout or heldout_fraction"
+        yield Problem((*path, "on_diagnosis"), what)
     if stage.heldout and stage.heldout_fraction > 0:
         yield Problem((*path, "heldout_fraction"), "heldout already names the held-out rows; set only one of the two")
+    yield from best_rules(stage, path)
     yield from _data(stage, path)
-    if recipe.model.quantization != "none" and isinstance(stage.tuning, Full):
-        yield Problem(
-            (*path, "tuning", "kind"),
-            f"{recipe.model.quantization} weights cannot be trained: use lora, or model.quantization: none",
-        )
-    if isinstance(stage.tuning, Lora) and stage.tuning.target_modules == []:
-        yield Problem((*path, "tuning", "target_modules"), "must name at least one module, or be all-linear")
+    yield from tuning_problems(recipe.model, stage, path)
     if isinstance(stage, AotStage | AotUnpairedStage):
         yield from _quantiles(stage, path)
     if isinstance(stage, CompletionStage):
         yield from _text_only(stage.train, (*path, "train"), "a completion stage trains plain text")
         yield from _text_only(stage.heldout, (*path, "heldout"), "a completion stage trains plain text")
+    if isinstance(stage, KtoStage) and stage.batch_size == 1:
+        yield Problem((*path, "batch_size"), "kto measures the policy's drift on a step's answers: set 2 or more")
     if isinstance(stage, SftStage) and stage.replay is not None:
         yield from _text_only(stage.replay.sources, (*path, "replay", "sources"), "replayed rows are plain text")
 
