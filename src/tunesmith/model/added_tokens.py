@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from peft.utils.other import TrainableTokensWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -104,6 +104,8 @@ def indices_for_peft(
 
 def trained_rows(layer: nn.Module) -> tuple[nn.Module, Rows | None]:
     """A layer without peft's wrapper, and the rows that are trained in it; None where there are none, or folded in."""
+    if isinstance(layer, ModulesToSaveWrapper):  # trained whole: the copy is the layer
+        return layer.modules_to_save[layer.active_adapters[0]], None
     if not isinstance(layer, TrainableTokensWrapper):
         return layer, None
     inside = layer.token_adapter

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.errors import ModelError
+from tunesmith.model.adapter_init import fill_loftq
 from tunesmith.model.adapters import (
     adapter_settings,
     add_adapter,
@@ -24,6 +25,7 @@ from tunesmith.model.adapters import (
     save_adapter,
 )
 from tunesmith.model.added_tokens import AddedTokens
+from tunesmith.model.chosen import choose_trained
 from tunesmith.model.load import forward_dtype, load_extended_model, quiet_transformers
 from tunesmith.model.reward import choose_pad, refuse_headless, score_layer
 from tunesmith.recipe.models import Full, Lora, Model
@@ -65,19 +67,21 @@ def policy_for_training(
     `scores`: a reward model instead, whose head is drawn from `seed` where the weights are a policy's.
     """
     if isinstance(tuning, Full):
-        return _full(weights, device, scores=scores, seed=seed)
+        return _full(weights, tuning, device, scores=scores, seed=seed)
     dtype = forward_dtype(weights.full, device)
     model, tokenizer, added = load_extended_model(
         weights.full, device=device, dtype=dtype, scores=scores, head_seed=seed
     )
     if weights.adapter is None:
         adapted = add_adapter(model, tuning, seed=seed, added=added)
+        if tuning.init == "loftq":
+            fill_loftq(adapted, _unquantized(weights.full))
     else:
         adapted = continue_adapter(model, tuning, weights.adapter, seed=seed, added=added)
     return Policy(inner_model(adapted), tokenizer, weights, adapted, added)
 
 
-def _full(weights: Weights, device: torch.device, *, scores: bool, seed: int) -> Policy:
+def _full(weights: Weights, tuning: Full, device: torch.device, *, scores: bool, seed: int) -> Policy:
     if weights.full.quantization != "none":
         raise ModelError(
             f"{weights.full.quantization} weights are frozen and cannot be fully fine-tuned",
@@ -91,7 +95,15 @@ def _full(weights: Weights, device: torch.device, *, scores: bool, seed: int) ->
         model = merged(load_adapter(model, weights.adapter))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
+    choose_trained(model, train_only=tuning.train_only, freeze=tuning.freeze)
     return Policy(model, tokenizer, weights, added=added)
+
+
+def _unquantized(model: Model) -> PreTrainedModel:
+    """The weights before quantization, in the host's memory."""
+    plain = model.model_copy(update={"quantization": "none"})
+    host = torch.device("cpu")
+    return load_extended_model(plain, device=host, dtype=forward_dtype(model, host))[0]
 
 
 def policy_for_reading(weights: Weights, *, device: torch.device, scores: bool = False) -> Policy:

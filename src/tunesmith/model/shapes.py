@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.model.adapters import add_adapter, inner_model
 from tunesmith.model.added_tokens import make_room
+from tunesmith.model.chosen import choose_trained
 from tunesmith.model.load import load_config, load_extended_tokenizer, model_folder, quiet_transformers
+from tunesmith.model.reward import score_layer
 from tunesmith.recipe.models import Full, Lora, Model
 
 NF4_BLOCK = 64
@@ -43,6 +45,7 @@ class WeightBytes:
     num_trained: int
     trained_sizes: tuple[int, ...]
     dequantized: int
+    trained_shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,17 +65,21 @@ def quantized_bytes(num_out: int, num_in: int, bits: int) -> int:
     return (count + 1) // 2 + blocks + 4 * -(-blocks // NF4_SCALES_BLOCK) + NF4_TABLES_BYTES
 
 
-def shapes_for_training(model: Model, tuning: Lora | Full, *, dtype: torch.dtype) -> Shapes:
-    """The model of a stage on the `meta` device, its adapter on it; needs config.json and the tokenizer only."""
+def shapes_for_training(model: Model, tuning: Lora | Full, *, dtype: torch.dtype, scores: bool = False) -> Shapes:
+    """The model of a stage on the `meta` device, its adapter on it; needs config.json and the tokenizer only.
+
+    `scores`: as a reward model.
+    """
     full = isinstance(tuning, Full)
     tokenizer, added = load_extended_tokenizer(model)
-    built = _from_config(model, torch.float32 if full else dtype)
+    built = _from_config(model, torch.float32 if full else dtype, scores=scores)
     with quiet_transformers(), torch.device("meta"):
         make_room(built, len(tokenizer), added)
     stored = {"none": {}, "nf4": _quantized(built, 4), "int8": _quantized(built, 8)}[model.quantization]
     if isinstance(tuning, Full):
         for parameter in built.parameters():
             parameter.requires_grad_(True)
+        choose_trained(built, train_only=tuning.train_only, freeze=tuning.freeze)
     else:
         with torch.device("meta"):
             built = inner_model(add_adapter(built, tuning, seed=0, added=added))
@@ -82,12 +89,15 @@ def shapes_for_training(model: Model, tuning: Lora | Full, *, dtype: torch.dtype
     return Shapes(built, weight_bytes(built, stored))
 
 
-def _from_config(model: Model, dtype: torch.dtype) -> PreTrainedModel:
+def _from_config(model: Model, dtype: torch.dtype, *, scores: bool) -> PreTrainedModel:
     folder = model_folder(model)
     config, with_code = load_config(model)
+    loader = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    if scores:
+        config.num_labels = 1
     try:
         with quiet_transformers(), torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=with_code)
+            built = loader.from_config(config, dtype=dtype, trust_remote_code=with_code)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as problem:
         raise ModelError(
             f"the model cannot be built from its configuration: {str(problem).splitlines()[0]}",
@@ -101,7 +111,7 @@ def _from_config(model: Model, dtype: torch.dtype) -> PreTrainedModel:
 
 def _quantized(model: PreTrainedModel, bits: int) -> dict[int, int]:
     """Stored bytes of the weights that are quantized, by identity: of every linear layer but the head."""
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() or score_layer(model)
     layers = [module for module in model.modules() if type(module) is nn.Linear and module is not head]
     return {id(layer.weight): quantized_bytes(layer.out_features, layer.in_features, bits) for layer in layers}
 
@@ -119,6 +129,7 @@ def weight_bytes(model: nn.Module, stored: Mapping[int, int] | None = None) -> W
         num_frozen=sum(each.numel() for each in frozen),
         num_trained=sum(each.numel() for each in trained),
         trained_sizes=tuple(each.numel() for each in trained),
+        trained_shapes=tuple(tuple(each.shape) for each in trained),
         dequantized=max(widened, default=0),
     )
 

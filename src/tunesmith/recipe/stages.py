@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from tunesmith.recipe.sources import Replay, Source
-from tunesmith.recipe.tuning import Lora, Tuning
+from tunesmith.recipe.tuning import Lora, Optimizer, Tuning
 from tunesmith.recipe.values import Checkpoints, Examples, Passes, Percent, Share, Steps, Strict, Tokens
 
 RowKind = Literal["text", "answers", "pairs", "labels", "rankings"]
@@ -34,8 +34,8 @@ class StageBase(Strict):
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     start: str = Field("previous", min_length=1)
-    """previous: the stage before, or the base; base: the base; else an adapter, model or run folder (`runs/x`,
-    `runs/x:sft`)."""
+    """previous: the stage before (a reward model is passed over), or the base; base: the base; else an adapter, model
+    or run folder (`runs/x`, `runs/x:sft`)."""
     train: list[Source] = Field(min_length=1)
     """Training rows."""
     heldout: list[Source] = Field(default_factory=list)
@@ -74,9 +74,13 @@ class StageBase(Strict):
     """Gradients are scaled down to this global norm; 0 switches clipping off."""
     tuning: Tuning = Field(default_factory=Lora)
     """Which weights are trained."""
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
-    """AdamW, its moments in float32 or in 8 bits (Dettmers et al. 2021); paged: moments move to the host's memory when
-    the card is full. All but adamw need bitsandbytes."""
+    optimizer: Optimizer = "adamw"
+    """adamw: its moments in float32; adamw_8bit: in 8 bits (Dettmers et al. 2021); paged ones: moments move to the
+    host's memory when the card is full; adafactor: of a matrix one running square a row and a column (Shazeer and Stern
+    2018); muon: matrices move along orthogonal directions, their steps as long as AdamW's, and AdamW has embeddings,
+    head and vectors (Jordan 2024); lion: the sign of one running mean (Chen et al. 2023), wants about a fifth of
+    AdamW's rate; schedule_free: AdamW on an average of its steps in place of a schedule (Defazio et al. 2024). 8-bit,
+    paged and lion need bitsandbytes (`gpu`), schedule_free the package schedulefree (`optimizers`)."""
     gradient_checkpointing: Literal["none", "selective", "full"] | None = None
     """Recompute activations in the backward pass. full: of every layer, about a third more time, least memory;
     selective: of a layer's cheap parts; none: nothing; null: the first of none, selective and full that fits."""
@@ -101,7 +105,15 @@ class StageBase(Strict):
     """What a problem in the curves leads to (`tunesmith diagnose` lists them): warn says it; stop saves and ends the run
     with exit code 4; rollback ends the stage with its best checkpoint from before the problem as the result."""
     keep: Literal["final", "best"] = "final"
-    """The stage's result: its last step, or the step with the lowest held-out loss."""
+    """The stage's result: its last step, or the step that was best on the held-out rows by `best_metric`."""
+    best_metric: str = Field("loss", pattern=r"^[a-z0-9_]+$")
+    """Figure of the evaluations (eval.jsonl) by which `keep: best` and `patience` judge: loss, accuracy, margin, ..."""
+    best_mode: Literal["min", "max"] | None = None
+    """Whether that figure is to be low or high; null: as is known of it."""
+    patience: int = Field(0, ge=0)
+    """End the stage after this many evaluations in a row without improvement; 0: never."""
+    min_improvement: float = Field(0.0, ge=0)
+    """An evaluation has improved if the figure is better by more than this than at the last improvement."""
 
 
 class SupervisedStage(StageBase):

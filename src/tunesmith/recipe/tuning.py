@@ -12,8 +12,25 @@ from pydantic import Discriminator, Field, Tag
 
 from tunesmith.recipe.values import Share, Strict
 
+Whole = Literal["embeddings", "head"]
+Optimizer = Literal[
+    "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor", "muon", "lion", "schedule_free"
+]
 
-class Lora(Strict):
+
+class _Chosen(Strict):
+    """Choosing trained weights by name, on top of what the kind of tuning trains."""
+
+    kind: str
+    """What is trained."""
+    train_only: list[str] = Field(default_factory=list)
+    """Patterns of weights' names (`model.layers.1?.*`, `*.mlp.*`; a module's name stands for all that is in it): of the
+    weights that would be trained only these are; empty: all of them. A pattern that matches no weight is refused."""
+    freeze: list[str] = Field(default_factory=list)
+    """Patterns of weights' names that are not trained, also of those in `train_only`."""
+
+
+class Lora(_Chosen):
     """Low-rank adapters (Hu et al. 2021); the base stays frozen."""
 
     kind: Literal["lora"] = "lora"
@@ -21,14 +38,30 @@ class Lora(Strict):
     r: int = Field(16, ge=1)
     """Rank."""
     alpha: float = Field(32.0, gt=0)
-    """The adapter's output is scaled by alpha / r."""
+    """The adapter's output is scaled by alpha / r, with `rslora` by alpha / sqrt(r)."""
     dropout: Share = Field(0.0, ge=0, lt=1)
     """Dropout on the adapter's input; 0 keeps runs independent of how micro-batches are split."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Module names that get an adapter; all-linear: every linear layer but the LM head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r), so that a higher rank does not learn more slowly (Kalajdzievski 2023). With the usual
+    alpha that is a far larger step: for the same start choose alpha / sqrt(r) as large as alpha / r was."""
+    dora: bool = False
+    """Learn the length of each output's weights apart from their direction (DoRA, Liu et al. 2024). Slower, and takes
+    a matrix of the layer's size more in each layer."""
+    init: Literal["zero", "pissa", "loftq"] = "zero"
+    """How a new adapter begins. zero: it changes nothing; pissa: with the largest r singular directions of each weight,
+    which the frozen part loses (Meng et al. 2024; saved as a plain adapter of rank 2 r on the untouched base); loftq:
+    with what `model.quantization: nf4` rounds away, as far as rank r can say it (Li et al. 2023, one iteration)."""
+    b_lr_ratio: float = Field(1.0, gt=0)
+    """Learning rate of the second matrices (B) over that of the first (LoRA+, Hayou et al. 2024, who use about 16, with
+    a lower `learning_rate`); 1: the same."""
+    modules_to_save: list[Whole] = Field(default_factory=list)
+    """Layers that are trained whole beside the adapter and saved with it, in float32: the embeddings, the head. Where
+    the model ties the two, either one means both, and they stay tied."""
 
 
-class Full(Strict):
+class Full(_Chosen):
     """Every weight is trained, in float32."""
 
     kind: Literal["full"] = "full"

@@ -165,7 +165,7 @@ def test_an_override_of_a_mapping_replaces_what_was_below(file: Path) -> None:
         (
             "beta: 1",
             "tuning: {kind: full, r: 8}",
-            "recipe.yaml:11:26: stages[1].tuning.r: unknown key 'r'; known are kind",
+            "recipe.yaml:11:26: stages[1].tuning.r: unknown key 'r'; known are kind, train_only, freeze",
         ),
         (
             "beta: 1",
