@@ -27,6 +27,7 @@ from tunesmith.model.results import BASE, weights_at
 from tunesmith.model.stage import LoadedStage, load_stage
 from tunesmith.recipe.load import load_recipe
 from tunesmith.recipe.models import Recipe
+from tunesmith.recipe.order import previous_policy
 from tunesmith.recipe.preferences import PreferenceStage
 from tunesmith.runs.atomic import make_folder, write_json, write_text
 from tunesmith.runs.disk import disk_errors
@@ -81,15 +82,16 @@ def compare_run(
 
 def stage_names(folder: RunFolder, recipe: Recipe) -> tuple[list[str], list[str]]:
     """`base` and the finished stages in the recipe's order, and a note on each that is not finished."""
-    finished = [stage.name for stage in recipe.stages if folder.stage(stage.name).result_path.is_file()]
+    policies = [stage.name for stage in recipe.stages if stage.makes_policy]
+    finished = [name for name in policies if folder.stage(name).result_path.is_file()]
+    if not policies:
+        what = "the run has nothing but reward models, which write no answers that could be compared."
+        remedy = "Their accuracy and calibration are in eval.jsonl; `tunesmith score RUN FILE` scores a file."
+        raise RunFolderError(what, where=str(folder.path), remedy=remedy)
     if not finished:
         remedy = "Finish it first: `tunesmith run RECIPE` goes on where it stopped."
         raise RunFolderError("no stage of the run is finished.", where=str(folder.path), remedy=remedy)
-    notes = [
-        f"Stage {stage.name!r} is not finished and was left out."
-        for stage in recipe.stages
-        if stage.name not in finished
-    ]
+    notes = [f"Stage {name!r} is not finished and was left out." for name in policies if name not in finished]
     return [BASE, *finished], notes
 
 
@@ -98,13 +100,18 @@ def reference_name(recipe: Recipe) -> str:
 
     Without a preference stage it is the base; where the stage starts outside of the run, what its `start` says.
     """
-    numbers = [number for number, stage in enumerate(recipe.stages) if isinstance(stage, PreferenceStage)]
+    numbers = [
+        number
+        for number, stage in enumerate(recipe.stages)
+        if isinstance(stage, PreferenceStage) and stage.makes_policy
+    ]
     if not numbers:
         return BASE
     number = numbers[-1]
     start = recipe.stages[number].start
     if start == "previous":
-        return recipe.stages[number - 1].name if number else BASE
+        before = previous_policy(recipe.stages, number)
+        return BASE if before is None else recipe.stages[before].name
     return start
 
 

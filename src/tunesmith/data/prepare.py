@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,15 +25,18 @@ from tunesmith.data.examples import ExampleFile
 from tunesmith.data.formats import Decoded, plan_format, to_examples
 from tunesmith.data.kept import num_kept, remove_unfinished
 from tunesmith.data.ledger import Ledger, Split
+from tunesmith.data.mismatch import mismatch
 from tunesmith.data.notes import closing_notes
 from tunesmith.data.reading import StageReader, StageRecipe, Tell, check_rows, refuse_empty
 from tunesmith.data.render import Renderer
+from tunesmith.data.shape import balance_notes, shape_of
 from tunesmith.data.sources import OpenedSource, open_source, read_rows
 from tunesmith.data.store import TreeStore
 from tunesmith.data.template import ChatTemplate
 from tunesmith.data.types import Example, Tree
 from tunesmith.errors import DataError
 from tunesmith.recipe.models import SftStage, Source
+from tunesmith.recipe.preferences import RewardStage
 from tunesmith.recipe.stages import RowKind
 
 if TYPE_CHECKING:
@@ -71,7 +74,10 @@ class Prepared:
 def stage_renderer(stage: StageRecipe, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Renderer:
     """The renderer that a stage's rows are prepared with."""
     train_on = stage.train_on if isinstance(stage, SftStage) else "assistant"
-    return Renderer(tokenizer, template, stage.max_length, too_long=stage.too_long, train_on=train_on)
+    reads_end = isinstance(stage, RewardStage)
+    return Renderer(
+        tokenizer, template, stage.max_length, too_long=stage.too_long, train_on=train_on, reads_end=reads_end
+    )
 
 
 def prepare_stage(
@@ -97,10 +103,11 @@ def prepare_stage(
     shas = {opened.name: opened.content_sha() for _, opened in sources}
     key = cache_key(
         {
-            "rows": stage.rows,
+            "shape": asdict(shape_of(stage)),
             "stage": stage.model_dump(mode="json", include=set(KEY_FIELDS), exclude=NOT_IN_KEY),
             "sources": shas,
             "max_length": renderer.max_length,
+            **({"reads": "end"} if renderer.reads_end else {}),
             "template": renderer.template.sha,
             "tokenizer": tokenizer_sha(renderer.tokenizer),
             "libraries": {name: version(name) for name in LIBRARIES},
@@ -113,13 +120,14 @@ def prepare_stage(
     folder, content = cached(key, make, root=cache_folder or default_cache_folder(), tell=tell)
     notes = content["notes"]
     assert isinstance(notes, list)
+    train = TreeStore(folder / "train")
     return Prepared(
-        train=TreeStore(folder / "train"),
+        train=train,
         heldout=TreeStore(folder / "heldout"),
         replay=TreeStore(folder / "replay"),
         heldout_examples=ExampleFile(folder / "heldout.jsonl"),
         ledger=Ledger(path=folder / "ledger.parquet", stage=stage.name),
-        notes=[str(note) for note in notes],
+        notes=[*map(str, notes), *balance_notes(stage, train.labels())],
         sources=shas,
         revisions={opened.name: opened.revision for _, opened in sources if opened.revision},
         key=key,
@@ -193,6 +201,9 @@ def _make(
         raise
     refuse_empty(build, stage)
     notes = [*reader.notes, *closing_notes(build, renderer.max_length)]
+    for split in ("train", "heldout") if shape_of(stage).mismatched else ():
+        between()
+        notes += mismatch(folder / split, max_length=renderer.max_length)
     if stage.heldout_fraction and not build.sides["heldout"].num_kept:
         notes.append(f"WARNING: heldout_fraction {stage.heldout_fraction} held out no row.")
     if renderer.template.note and reader.any_chat:

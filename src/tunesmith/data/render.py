@@ -35,6 +35,7 @@ from tunesmith.data.branches import (
 )
 from tunesmith.data.calls import CallShape, probe_calls
 from tunesmith.data.conversation import CallForm, marked_json, marked_message, to_dicts, tool_list
+from tunesmith.data.ending import at_end
 from tunesmith.data.layout import Layout, Part, Scribe, chat_layouts, needed_renders
 from tunesmith.data.sandbox import Sandbox
 from tunesmith.data.template import ChatTemplate, TurnShape, control_tokens, probe_turn
@@ -72,7 +73,10 @@ _Renders = dict[tuple[Conversation, str, bool], str | ModelError]
 
 
 class Renderer:
-    """A tokenizer with a chat template. `too_long` says what becomes of rows of more than `max_length` tokens."""
+    """A tokenizer with a chat template. `too_long` says what becomes of rows of more than `max_length` tokens.
+
+    `reads_end`: for a reward model, only the last token of each answer is marked.
+    """
 
     def __init__(
         self,
@@ -82,12 +86,14 @@ class Renderer:
         *,
         too_long: TooLong = "drop",
         train_on: TrainOn = "assistant",
+        reads_end: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
         self.too_long = too_long
         self.train_on = train_on
+        self.reads_end = reads_end
         self.codec = Codec(tokenizer)
         self._sandbox = Sandbox(tokenizer, template.name, template.source)
 
@@ -298,7 +304,8 @@ class Renderer:
         return Rendered(trees, notices=tuple(sorted(notices)), num_tokens=num_tokens)
 
     def _tree(self, draft: Draft, sanitize: bool, notices: Notices) -> Tree:
-        return to_tree(self.codec, draft, sanitize, notices, self._ends)
+        tree = to_tree(self.codec, draft, sanitize, notices, self._ends)
+        return at_end(tree) if self.reads_end else tree
 
     def _ends(self, token_id: int) -> bool:
         """Whether generation stops at this token; turns of calls may end by one of their own."""

@@ -147,30 +147,56 @@ def run_recipe_of(run: RunFolder) -> Recipe:
     return recipe
 
 
-def stage_weights(run: RunFolder, stage: str | None) -> tuple[str, Weights]:
-    """Name and weights of a stage: `base`, a stage's name, or None for the last finished one."""
+def stage_weights(run: RunFolder, stage: str | None, *, scores: bool = False) -> tuple[str, Weights]:
+    """Name and weights of a stage: `base`, a stage's name, or None for the last finished one that answers prompts.
+
+    `scores`: a reward model's instead. Raises RunFolderError where there is no such stage, or it is of the other kind.
+    """
     recipe = run_recipe_of(run)
-    if stage == BASE:
+    if stage == BASE and not scores:
         return BASE, Weights(recipe.model)
-    names = [each.name for each in recipe.stages]
+    fitting = [each.name for each in recipe.stages if each.makes_policy != scores]
     if stage is None:
-        finished = [name for name in names if run.stage(name).result_path.is_file()]
-        stage = finished[-1] if finished else names[-1]
-    if stage not in names:
-        remedy = f"The run has: {', '.join([BASE, *names])}."
-        raise RunFolderError(f"there is no stage {stage!r}", where=str(run.path), remedy=remedy)
+        finished = [name for name in fitting if run.stage(name).result_path.is_file()]
+        stage = (finished or fitting or [None])[-1]
+    if stage not in fitting:
+        raise _no_such_stage(run, recipe, stage, fitting, scores=scores)
     return stage, read_result(run, stage).weights
 
 
-def weights_at(text: str, *, chat_template: str | None) -> Weights | None:
+def _no_such_stage(
+    run: RunFolder, recipe: Recipe, stage: str | None, fitting: list[str], *, scores: bool
+) -> RunFolderError:
+    there = stage in {BASE, *(each.name for each in recipe.stages)}
+    if scores:
+        what = f"the stage {stage!r} is no reward model" if there else f"there is no reward model {stage or ''!r}"
+        what = "the run has no reward model" if stage is None or not fitting else what
+        remedy = f"Name one of: {', '.join(fitting)}." if fitting else "Train one: a stage with `method: reward`."
+        return RunFolderError(what, where=str(run.path), remedy=remedy)
+    if there or stage is None:
+        what = f"the stage {stage!r} is a reward model: it scores answers and writes none"
+        what = (
+            what if stage is not None else "the run has nothing but reward models, which score answers and write none"
+        )
+        remedy = f"Score a file with it (`tunesmith score`), or name one of: {', '.join([BASE, *fitting])}."
+    else:
+        what, remedy = f"there is no stage {stage!r}", f"The run has: {', '.join([BASE, *fitting])}."
+    return RunFolderError(what, where=str(run.path), remedy=remedy)
+
+
+def weights_at(text: str, *, chat_template: str | None, scores: bool = False) -> Weights | None:
     """Weights named by a path: `runs/x`, `runs/x:sft`, a model folder; None for an adapter folder or none of these.
+
+    `scores`: they are for a reward model, which may go on from another one that is named by its stage.
 
     They are read with the tokens that `chat_template` needs: the one of the recipe that asks, which renders the rows.
     An adapter folder alone does not say which base it belongs to in a way that can be trusted: the caller knows.
     """
     path, _, stage = text.partition(":")
     if (Path(path) / "manifest.json").is_file() and (Path(path) / "recipe.yaml").is_file():
-        _, found = stage_weights(open_run(path), stage or None)
+        run = open_run(path)
+        named = {each.name: each for each in run_recipe_of(run).stages}.get(stage)
+        _, found = stage_weights(run, stage or None, scores=scores and named is not None and not named.makes_policy)
         return replace(found, full=found.full.model_copy(update={"chat_template": chat_template}))
     if (Path(text) / "config.json").is_file():
         return Weights(Model(path=text, chat_template=chat_template))

@@ -39,15 +39,21 @@ class LoadedStage:
         return self.policy.tokenizer
 
 
-def load_stage(run: Path, stage: str | None = None, *, machine: Machine | None = None) -> LoadedStage:
+def load_stage(
+    run: Path, stage: str | None = None, *, machine: Machine | None = None, scores: bool = False
+) -> LoadedStage:
     """Load a stage (`base`, a name, or None for the last finished one) on this machine's device.
+
+    `scores`: a reward model, where else it is one that answers prompts; its renderer marks where a score is read.
 
     Raises RunFolderError where there is no such run or stage, ModelError where its weights cannot be loaded.
     """
     folder = open_run(run)
     recipe = run_recipe_of(folder)
-    name, weights = stage_weights(folder, stage)
-    policy = policy_for_reading(weights, device=(machine or Machine.detect(recipe.threads)).device)
+    name, weights = stage_weights(folder, stage, scores=scores)
+    device = (machine or Machine.detect(recipe.threads)).device
+    policy = policy_for_reading(weights, device=device, scores=scores)
     template = choose_template(policy.tokenizer, recipe.model.chat_template)
-    renderer = Renderer(policy.tokenizer, template, max(each.max_length for each in recipe.stages))
+    longest = max(each.max_length for each in recipe.stages)
+    renderer = Renderer(policy.tokenizer, template, longest, reads_end=scores)
     return LoadedStage(name, policy, renderer, renderer.stop_ids)

@@ -30,6 +30,7 @@ from tunesmith.pipeline.prepare import PreparedRun, prepare_run
 from tunesmith.pipeline.starts import start_weights
 from tunesmith.recipe.load import LoadedRecipe
 from tunesmith.recipe.models import Recipe
+from tunesmith.recipe.order import previous_policy
 from tunesmith.runs.disk import free_bytes
 from tunesmith.runs.folder import RunFolder
 from tunesmith.train.precision import autocast_of
@@ -151,11 +152,13 @@ def _stage_lines(report: CheckReport, recipe: Recipe, prepared: PreparedRun, mac
     run = _folder(recipe)
     need = 0
     for index, stage in enumerate(recipe.stages):
-        waits = index > 0 and stage.start == "previous"
-        waits = waits and not run.stage(recipe.stages[index - 1].name).result_path.is_file()
+        before = previous_policy(recipe.stages, index)
+        waits = before is not None and stage.start == "previous"
+        waits = waits and not run.stage(recipe.stages[before or 0].name).result_path.is_file()
         weights = Weights(recipe.model) if waits else start_weights(recipe, index, run)
         autocast = autocast_of(forward_dtype(weights.full, machine.device), machine.device)
-        policy = policy_for_training(weights, stage.tuning, device=machine.device, seed=recipe.seed)
+        scores = not stage.makes_policy
+        policy = policy_for_training(weights, stage.tuning, device=machine.device, seed=recipe.seed, scores=scores)
         if policy.added.note:
             report.add(f"tokens {stage.name}", policy.added.note)
         rows = prepared.stages[stage.name]

@@ -26,7 +26,9 @@ def refuse_small_disk(recipe: Recipe, machine: Machine) -> None:
     for stage in recipe.stages:
         if not run.stage(stage.name).result_path.is_file():
             dtype = forward_dtype(recipe.model, machine.device)
-            weights = shapes_for_training(recipe.model, stage.tuning, dtype=dtype).weights
+            weights = shapes_for_training(
+                recipe.model, stage.tuning, dtype=dtype, scores=not stage.makes_policy
+            ).weights
             needs[stage.name] = stage_need_bytes(stage, weights, run)
     refuse_needs(needs, run.path)
 

@@ -110,7 +110,7 @@ def plan_stage_memory(
     plan = _plenty(engine, stage, trees, target.limit_bytes, target.floor_bytes, machine) if limit is None else None
     if plan is None:
         give_back_large_blocks(machine.device)
-        shapes = shapes_for_training(model, stage.tuning, dtype=target.dtype)
+        shapes = shapes_for_training(model, stage.tuning, dtype=target.dtype, scores=not stage.makes_policy)
         try:
             plan = _planned(engine, StageShapes(stage, shapes, trees, target), machine)
         except RuntimeError as problem:  # what the model does depends on its values, as where experts are chosen

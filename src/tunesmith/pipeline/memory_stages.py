@@ -105,7 +105,7 @@ def predict_stages(
 
 
 def _forecast(recipe: Recipe, stage: Stage, rows: Prepared, target: Target, *, here: bool) -> Forecast:
-    shapes = shapes_for_training(recipe.model, stage.tuning, dtype=target.dtype)
+    shapes = shapes_for_training(recipe.model, stage.tuning, dtype=target.dtype, scores=not stage.makes_policy)
     job = StageShapes(stage, shapes, Joined(rows.train, rows.heldout, rows.replay), target)
     disk = disk_bytes(stage, shapes.weights)
     rate = gemm_rate() if here and target.kind == "cpu" else None
@@ -207,7 +207,7 @@ def proposal(recipe: Recipe, job: StageShapes) -> tuple[tuple[str, str], ...]:
 
 
 def _fits(model: Model, stage: Stage, job: StageShapes, trees: Sequence[Tree] | None = None) -> bool:
-    shapes = shapes_for_training(model, stage.tuning, dtype=job.target.dtype)
+    shapes = shapes_for_training(model, stage.tuning, dtype=job.target.dtype, scores=not stage.makes_policy)
     tried = StageShapes(stage, shapes, job.trees if trees is None else trees, job.target)
     tokens = stage.forest_tokens or tried.longest_tokens
     setting = Setting(tokens, stage.gradient_checkpointing or "none", stage.offload_activations)

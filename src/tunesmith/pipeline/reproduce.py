@@ -39,7 +39,8 @@ def reproduce(folder: Path, *, run: Path | None = None) -> tuple[Reproducer, Kin
         raise RunFolderError(what, where=str(opened.path), remedy="Give the run that the folder is of, with --run.")
     machine = Machine.detect(found.threads)
     weights = start_weights(recipe, names.index(found.stage.name), opened)
-    policy = policy_for_training(weights, found.stage.tuning, device=machine.device, seed=recipe.seed)
+    scores = not found.stage.makes_policy
+    policy = policy_for_training(weights, found.stage.tuning, device=machine.device, seed=recipe.seed, scores=scores)
     apply_kernels(policy.model, recipe.model.kernels)
     if recipe.model.compile:
         compile_layers(policy.model)

@@ -15,6 +15,7 @@ from tunesmith.model.load import model_folder
 from tunesmith.model.policy import Weights
 from tunesmith.model.results import read_result, weights_at
 from tunesmith.recipe.models import Recipe
+from tunesmith.recipe.order import previous_policy
 from tunesmith.runs.atomic import sha256_file
 from tunesmith.runs.bounded import as_mapping, read_json
 from tunesmith.runs.folder import RunFolder
@@ -25,15 +26,17 @@ HASHED = ("*.safetensors", "config.json", "adapter_config.json")
 def start_weights(recipe: Recipe, index: int, run: RunFolder) -> Weights:
     """The weights that stage number `index` starts from. Raises RecipeError where `start` names nothing usable."""
     stage = recipe.stages[index]
-    if stage.start == "base" or (stage.start == "previous" and index == 0):
+    before = previous_policy(recipe.stages, index)
+    if stage.start == "base" or (stage.start == "previous" and before is None):
         return Weights(recipe.model)
     if stage.start == "previous":
-        return read_result(run, recipe.stages[index - 1].name).weights
+        assert before is not None
+        return read_result(run, recipe.stages[before].name).weights
     adapter = Path(stage.start)
     if (adapter / "adapter_config.json").is_file():
         _check_base(adapter, recipe)
         return Weights(recipe.model, adapter)
-    weights = weights_at(stage.start, chat_template=recipe.model.chat_template)
+    weights = weights_at(stage.start, chat_template=recipe.model.chat_template, scores=not stage.makes_policy)
     if weights is None:
         raise RecipeError(
             f"{stage.start!r} is no adapter, model or run folder",
