@@ -51,7 +51,8 @@ class State:
     num_skipped: steps without an update, of all steps; skips_in_row: of the last ones; scaler: the loss scale's own
     state. asked_tokens, forest_tokens, tree_tokens: the size of micro-batches that the stage began with, and what it
     was lowered to; checkpointing: what is recomputed; attention: the kernel. Sums are rounded in an order that these
-    and `threads` decide, so a stage goes on with the same. carried, tensors: what the method carries beside the weights
+    and `threads` decide, so a stage goes on with the same. best_loss: the stage's `best_metric` at its best step, which
+    was the loss once; improved_loss, num_unimproved: the same where it last improved, and evaluations since. carried, tensors: what the method carries beside the weights
     (`tensors` in a file of its own). What has a default is absent from checkpoints that were made before it.
     """
 
@@ -74,6 +75,8 @@ class State:
     attention: str | None = None
     tunesmith_version: str | None = None
     carried: dict[str, float] = field(default_factory=dict)
+    improved_loss: float | None = None
+    num_unimproved: int = 0
     tensors: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property

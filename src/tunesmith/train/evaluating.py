@@ -6,14 +6,14 @@ Must not know: how a figure is computed, updates, checkpoints.
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import replace
 
 from tunesmith.engine.retry import Budget
 from tunesmith.runs.records import Record
+from tunesmith.train.best import is_over, judged, over_line, refuse_missing_metric
 from tunesmith.train.checkpoint import State
 from tunesmith.train.evaluate import evaluate
+from tunesmith.train.live import with_live_reference
 from tunesmith.train.session import Session
 from tunesmith.train.stopping import leave_evaluation
 
@@ -22,26 +22,30 @@ def evaluate_if_due(session: Session, state: State) -> tuple[State, bool]:
     """The state after an evaluation, and whether this step is the best so far; step 0 is no result, so no best."""
     if not is_due(session, state.step, session.stage.eval_every):
         return state, False
-    loss = evaluate_now(session, state)
-    if loss is None or not loss < (math.inf if state.best_loss is None else state.best_loss):
+    record = evaluate_now(session, state)
+    if record is None:
         return state, False
-    return replace(state, best_step=state.step, best_loss=loss), True
+    state, is_best = judged(session.stage, state, record)
+    if is_over(session.stage, state) and state.step < session.num_steps:
+        session.observer.noted(over_line(session.stage, state))
+    return state, is_best
 
 
-def evaluate_now(session: Session, state: State) -> float | None:
-    """Evaluate and record; the held-out loss, or None where nothing is held out."""
+def evaluate_now(session: Session, state: State) -> Record | None:
+    """Evaluate and record; the record, or None where nothing is held out."""
     if not session.heldout.trees:
         return None
 
     def work(budget: Budget) -> Record:
+        between = leave_evaluation(session, state.step)
         return evaluate(
             session.engine,
-            session.heldout,
+            with_live_reference(session, session.heldout, budget, between=between),
             objective=session.objective,
             forest_tokens=budget.forest_tokens,
             tree_tokens=budget.tree_tokens,
             machine=session.machine,
-            between=leave_evaluation(session, state.step),
+            between=between,
         )
 
     start = time.monotonic()
@@ -52,9 +56,9 @@ def evaluate_now(session: Session, state: State) -> float | None:
         session.records.append(session.folder.eval_path, record)
     session.observer.evaluated(record)
     session.watch.evaluated(record)
-    loss = figures["loss"]
-    assert isinstance(loss, float)
-    return loss
+    if state.step == 0:
+        refuse_missing_metric(session.stage, record)
+    return record
 
 
 def is_due(session: Session, step: int, every: int) -> bool:

@@ -23,7 +23,16 @@ StageRecipe = StageBase
 
 _FREE = {
     # cadence and memory: they change no weight beyond rounding
-    *("eval_every", "save_every", "keep_checkpoints", "keep", "forest_tokens", "gradient_checkpointing"),
+    *(
+        "eval_every",
+        "save_every",
+        "keep_checkpoints",
+        "keep",
+        "patience",
+        "min_improvement",
+        "forest_tokens",
+        "gradient_checkpointing",
+    ),
     *("offload_activations", "on_nonfinite", "max_nonfinite", "on_diagnosis", "kl_budget"),
     # more steps may be asked for; the loop compares them itself
     *("epochs", "max_steps"),

@@ -24,6 +24,7 @@ from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Record, Records
 from tunesmith.runs.stop import StopRequest, caught
 from tunesmith.train.applying import apply_gradient
+from tunesmith.train.best import is_over
 from tunesmith.train.carried import advanced, bound
 from tunesmith.train.checkpoint import State, path_of, remove_older, save_checkpoint
 from tunesmith.train.diagnosing import Diagnosing
@@ -143,14 +144,15 @@ def _train(session: Session, state: State) -> StageOutcome:
     expect_save(session)
     with modes, caught(session.stop):
         state = _evaluate_if_missed(session, state)
-        while state.step < session.num_steps and not ends_by(session):
+        while state.step < session.num_steps and not ends_by(session) and not is_over(session.stage, state):
             before = _step(bound(session, state), replace(state, step=state.step + 1))
             state, is_best = _evaluate_if_due(bound(session, before), before)
             state = rolled_back(session, before, state)
             evaluates_next = is_due(session, state.step + 1, session.stage.eval_every)
             number = stop_number(session, evaluates_next=evaluates_next)
             is_due_now = is_best or is_due(session, state.step, session.stage.save_every)
-            if number or is_due_now or session.records.behind or ends_by(session):
+            is_end = ends_by(session) or is_over(session.stage, state)
+            if number or is_due_now or session.records.behind or is_end:
                 _save(session, state)
                 number = stop_number(session, evaluates_next=evaluates_next)  # one may have come meanwhile
             if number:

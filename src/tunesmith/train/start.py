@@ -37,10 +37,14 @@ def as_planned(
 
 
 def refuse_unmeasured_best(stage: StageRecipe, heldout: Sequence[Tree]) -> None:
-    """RecipeError where the best step is to be kept and nothing is held out to find it by."""
-    if stage.keep == "best" and not heldout:
-        remedy = "Add `heldout` or `heldout_fraction`, or use `keep: final`."
-        raise RecipeError("`keep: best` needs held-out rows.", where=f"stage {stage.name}", remedy=remedy)
+    """RecipeError where the best step is to be found, and nothing is held out to find it by."""
+    if heldout:
+        return
+    where, remedy = f"stage {stage.name}", "Add `heldout` or `heldout_fraction`, or use"
+    if stage.keep == "best":
+        raise RecipeError("`keep: best` needs held-out rows.", where=where, remedy=f"{remedy} `keep: final`.")
+    if stage.patience:
+        raise RecipeError("`patience` needs held-out rows.", where=where, remedy=f"{remedy} `patience: 0`.")
 
 
 def stage_optimizer(stage: StageRecipe, trainable: Trainable) -> torch.optim.Optimizer:
