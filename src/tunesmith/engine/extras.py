@@ -41,8 +41,9 @@ def _mean(hidden_NH: Tensor, target_N: Tensor, logprob_N: Tensor, head: Head) ->
     """
     if head.is_linear and head.softcap is None and head.rows is None:
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            wide_NH, weight_VH = hidden_NH.float(), head.weight_VH.float()
-            above_N = (wide_NH * (weight_VH[target_N] - weight_VH.mean(0))).sum(-1)
+            # no float32 copy of the whole matrix: in half precision that is gigabytes
+            mean_H = head.weight_VH.mean(0, dtype=torch.float32)
+            above_N = (hidden_NH.float() * (head.weight_VH[target_N].float() - mean_H)).sum(-1)
             if head.bias_V is not None:
                 above_N = above_N + (head.bias_V[target_N] - head.bias_V.mean()).float()
         return logprob_N - above_N * (head.scale / head.temperature)
