@@ -45,8 +45,8 @@ def slow_odpo(beta: float, alpha: float) -> SlowLoss:
 
 
 LN2 = math.log(2)
-# Rows of random log-probs are some nats from their reference: a small beta keeps the exponentials in sight. Those of the
-# tiny model are a hundred nats from it, where e^-log-ratio has no finite difference in float32; a unit test takes it.
+# Rows of random log-probs are some nats from their reference: a small beta keeps the exponentials in sight. Those of a
+# tiny model are a hundred nats away, where e^-log-ratio has no finite difference in float32; a unit test takes it.
 CASES = [
     Case(
         "dpo, forward KL",
