@@ -24,7 +24,7 @@ def test_curve_is_the_golden_one(name: str) -> None:
     for key, values in golden.items():
         # figures that pass through 0 (margins) are compared beside the largest of their curve
         tolerance = NORM_TOLERANCE if key == "grad_norm" else TOLERANCE
-        scale = max(abs(value) for value in values)
+        scale = max(abs(value) for value in values if value is not None)  # a step without one label has no mean of it
         assert found[key] == pytest.approx(values, rel=tolerance, abs=tolerance * scale), key
 
 

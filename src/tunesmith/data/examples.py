@@ -36,6 +36,7 @@ def example_of(line: bytes) -> Example:
         tools=values["tools"],
         scores=tuple(values["scores"]),
         label=values["label"],
+        weight=values.get("weight", 1.0),
     )
 
 

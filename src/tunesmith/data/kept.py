@@ -68,7 +68,7 @@ def task_sha(task: Task) -> str:
     """sha256 over the chunk's bytes and how it is read; sets are sorted, because their order differs by process."""
     plan = task.plan
     reading = (plan.format, plan.reason, plan.chat, plan.num_answers, sorted(plan.keys))
-    content = (task.raw, task.source.model_dump_json(), reading, task.heldout_fraction, task.keep_examples)
+    content = (task.raw, task.source.model_dump_json(), reading, task.heldout_fraction, task.keep_examples, task.shape)
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

@@ -23,6 +23,7 @@ from tunesmith.data.ledger import Split
 from tunesmith.data.notes import histogram
 from tunesmith.data.pool import in_order, num_workers
 from tunesmith.data.render import Renderer
+from tunesmith.data.shape import Shape, shape_of
 from tunesmith.data.sources import OpenedSource, RawChunk, check_renames, empty_error, read_chunk
 from tunesmith.data.types import BadRow, Row
 from tunesmith.data.worker import ChunkResult, Task, process
@@ -160,8 +161,9 @@ class StageReader:
         self, chunks: Iterator[RawChunk], source: Source, plan: FormatPlan, split: Split, figures: _SourceFigures
     ) -> Iterator[Task]:
         fraction = self.stage.heldout_fraction if split == "train" else 0.0
+        shape, keeps = Shape("text") if split == "replay" else shape_of(self.stage), split == "heldout"
         for chunk in chunks:
-            yield Task(chunk, source, plan, fraction, keep_examples=split == "heldout", count_only=figures.is_mixed)
+            yield Task(chunk, source, plan, fraction, keep_examples=keeps, count_only=figures.is_mixed, shape=shape)
 
     def _take(self, result: ChunkResult, plan: FormatPlan, source: Source, figures: _SourceFigures) -> None:
         """A chunk's figures; raises where the policy stops at malformed rows and enough of them are seen."""

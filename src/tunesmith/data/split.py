@@ -19,10 +19,11 @@ def prompt_sha(example: Example) -> str:
 
 
 def content_key(example: Example) -> str:
-    """sha256 of everything that a loss could see of a row: its prompt, its answers, its label and scores."""
+    """sha256 of everything that a loss could see of a row: its prompt, its answers, its label, scores and weight."""
     turns = [answer if isinstance(answer, str) else turns_json(answer) for answer in example.answers]
     judged: list[Json] = [] if example.label is None and not example.scores else [example.label, list(example.scores)]
-    return content_sha([prompt_sha(example), *turns, *judged])
+    weight: list[Json] = [] if example.weight == 1 else [{"weight": example.weight}]
+    return content_sha([prompt_sha(example), *turns, *judged, *weight])
 
 
 def turns_json(messages: Conversation) -> Json:

@@ -233,6 +233,11 @@ class TreeStore(Sequence[Tree]):
         weights = np.array(self._weights[start:end], np.float32) if len(self._weights) else None
         return Branch(ids, trained, None if weights is None or np.array_equal(weights, trained) else weights)
 
+    def labels(self) -> npt.NDArray[np.float64]:
+        """Every tree's label: 1 desirable, 0 not, nan where it has none."""
+        first = np.asarray(self._first_edge)[np.asarray(self._order)]
+        return np.asarray(self._figures)[first] if len(first) else np.zeros(0)
+
     def digest(self) -> str:
         """sha256 over the trees' own hashes, in order."""
         digest = hashlib.sha256()

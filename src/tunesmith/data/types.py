@@ -93,7 +93,8 @@ class Example:
     A prompt/answer pair of strings is trained as it stands, without a chat template.
     `value` is the bare answer that a comparison may look for; `accepted` are the answers it counts as exact.
     `tools` is the text of the JSON array of tools that the prompt offers, "" for none. `scores` holds one number
-    an answer where the file gives them (higher is better), `label` whether the one answer is desirable (KTO).
+    an answer where the file gives them (higher is better), `label` whether the one answer is desirable (KTO), `weight`
+    how much the row counts, where a stage reads that.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Example:
     tools: str = ""
     scores: tuple[float, ...] = ()
     label: bool | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

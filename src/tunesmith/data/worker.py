@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tunesmith.data.examples import example_line
 from tunesmith.data.formats import DegenerateRow, Feedback, FormatPlan, decode_row, feedback_of, kind_of
 from tunesmith.data.formats.transcripts import JOINED
 from tunesmith.data.render import Rendered, Renderer
+from tunesmith.data.shape import AS_READ, Shape, shaped_example, shaped_trees
 from tunesmith.data.sources import RawChunk, read_chunk
 from tunesmith.data.split import content_key, is_heldout, prompt_sha
 from tunesmith.data.store import Packed, pack
@@ -25,7 +26,8 @@ KEY_DIGITS = 16  # hex digits of a sha256 that fill 64 bits: among 10^7 rows a c
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """What a worker is given: a chunk and how to read it. `heldout_fraction`: of rows that leave the training side."""
+    """What a worker is given: a chunk, how to read it, what it is for. `heldout_fraction`: of rows that leave the
+    training side."""
 
     raw: RawChunk
     source: Source
@@ -33,6 +35,7 @@ class Task:
     heldout_fraction: float
     keep_examples: bool
     count_only: bool = False
+    shape: Shape = AS_READ
 
 
 @dataclass(slots=True)
@@ -76,12 +79,12 @@ def process(task: Task, renderer: Renderer) -> ChunkResult:
     keys = frozenset(key for row in rows if isinstance(row, Row) for key in row.fields)
     if task.count_only:
         return ChunkResult(Fates(), pack([]), [], [], kinds, Counter(), keys, 0, Feedback())
-    decoded = [decode_row(row, task.plan) if isinstance(row, Row) else row for row in rows]
+    notices: Counter[str] = Counter()
+    decoded = [_decoded(row, task, notices) if isinstance(row, Row) else row for row in rows]
     examples = [each for each in decoded if isinstance(each, Example)]
     rendered = iter(renderer.render_many(examples, sanitize=task.source.sanitize))
     fates, trees, stops = Fates(), list[Tree](), list[BadRow]()
     bad: list[BadRow] = []
-    notices: Counter[str] = Counter()
     for each in decoded:
         if isinstance(each, DegenerateRow):
             _enter(fates, each.row.id, each.row.sha, reason=each.reason)
@@ -91,6 +94,7 @@ def process(task: Task, renderer: Renderer) -> ChunkResult:
             _enter(fates, each.id, each.sha, reason=f"malformed: {each.field}: found {each.found}")
             continue
         result = next(rendered)
+        result = replace(result, trees=shaped_trees(each, result.trees, task.shape))
         notices.update(result.notices)
         malformed = _enter_example(fates, each, result, task)
         trees += result.trees
@@ -99,8 +103,17 @@ def process(task: Task, renderer: Renderer) -> ChunkResult:
         elif malformed is not None:
             bad.append(malformed)
     joined = sum(JOINED in example.tags for example in examples)
-    feedback = feedback_of(examples)
+    # of ranked answers, two are no pair whose first was chosen
+    feedback = Feedback() if task.plan.format == "ranked" else feedback_of(examples)
     return ChunkResult(fates, pack(trees), bad, stops, kinds, notices, keys, joined, feedback)
+
+
+def _decoded(row: Row, task: Task, notices: Counter[str]) -> Example | BadRow | DegenerateRow:
+    """A row as the stage trains on it."""
+    decoded = decode_row(row, task.plan)
+    if not isinstance(decoded, Example):
+        return decoded
+    return shaped_example(row, decoded, task.shape, notices, is_ranked=task.plan.format == "ranked")
 
 
 def _enter(fates: Fates, row_id: str, sha: str, *, reason: str) -> None:

@@ -88,7 +88,7 @@ def _quantiles(stage: AotStage | AotUnpairedStage, path: KeyPath) -> Iterator[Pr
         yield Problem((*path, "batch_size"), f"{stage.method} of 1 pair a step is DPO: set 2 or more, or method: dpo")
     for key, value in (("weighting", stage.weighting), ("pair_weights", stage.pair_weights)):
         if value != "none":
-            yield Problem((*path, key), f"{stage.method} compares quantiles, not pairs, so none can weigh more: set none")
+            yield Problem((*path, key), f"{stage.method} compares quantiles, not pairs, so none weighs more: set none")
 
 
 def _replayed(stage: Stage) -> list[Source]:

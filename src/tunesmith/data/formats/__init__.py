@@ -72,6 +72,8 @@ def _format(decode: Decode, *keys: str | Iterable[str]) -> Format:
 
 
 TOOLS = ("tools", "functions", "parallel_tool_calls")
+WEIGHT = "weight"
+"""How much a pair counts; `tunesmith.data.shape` reads it where a stage wants it, and says so where none does."""
 _ALPACA = _format(alpaca.to_example, "history", alpaca.INPUTS, *alpaca.SPELLINGS, SYSTEMS, TOOLS)
 _QUESTION = _format(question_answer.to_example, *question_answer.SPELLINGS, "context", SYSTEMS, TOOLS)
 _MESSAGES = _format(messages.to_example, "messages", toolalpaca.KEYS, SYSTEMS, TOOLS)
@@ -85,10 +87,10 @@ FORMATS: dict[FormatName, Format] = {
     "question_answer": _QUESTION,
     "prompt_completion": _COMPLETION,
     "text": _format(text.to_example, "text"),
-    "preference": _format(preference.to_example, preference.KEYS, SYSTEMS, TOOLS),
-    "transcripts": _format(transcripts.to_example, "chosen", "rejected"),
-    "preferred_output": _format(preferred_output.to_example, preferred_output.KEYS, TOOLS),
-    "ranked": _format(ranked.to_example, ranked.KEYS, SYSTEMS, TOOLS),
+    "preference": _format(preference.to_example, preference.KEYS, WEIGHT, SYSTEMS, TOOLS),
+    "transcripts": _format(transcripts.to_example, "chosen", "rejected", WEIGHT),
+    "preferred_output": _format(preferred_output.to_example, preferred_output.KEYS, WEIGHT, TOOLS),
+    "ranked": _format(ranked.to_example, ranked.KEYS, WEIGHT, SYSTEMS, TOOLS),
     "labeled": _format(labeled.to_example, labeled.LABELS, *(one.keys for one in _SINGLE)),
 }
 EXTRAS = frozenset({"value", "accepted", "kind", "tags"})
