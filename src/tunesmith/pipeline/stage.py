@@ -36,6 +36,7 @@ from tunesmith.pipeline.changes import RowsOf
 from tunesmith.pipeline.disk import refuse_needs, stage_need_bytes
 from tunesmith.pipeline.memory import plan_stage_memory
 from tunesmith.pipeline.options import RunOptions
+from tunesmith.pipeline.probes import probe_of
 from tunesmith.pipeline.resumed import engine_as_before, stage_as_before
 from tunesmith.pipeline.starts import weights_sha_on_disk
 from tunesmith.recipe.later import settings_of
@@ -47,7 +48,7 @@ from tunesmith.train.loop import References, train_stage
 from tunesmith.train.precision import autocast_of
 from tunesmith.train.progress import Observer
 
-CADENCE = {"save_every", "eval_every", "keep_checkpoints", "on_nonfinite", "max_nonfinite"}
+CADENCE = {"save_every", "eval_every", "samples", "keep_checkpoints", "on_nonfinite", "max_nonfinite"}
 MEMORY = {"forest_tokens", "gradient_checkpointing", "offload_activations"}
 """Settings that change no weight beyond rounding: a finished stage stays finished when they change."""
 POLICY = {"on_diagnosis", "kl_budget"}
@@ -62,6 +63,7 @@ class StageJob:
 
     model, memory: what the recipe says of them; the weights may be another model's, that an earlier run left.
     rows: what the stage's result goes by; after an accepted change that is not only what is `prepared`.
+    retained: held-out rows of an earlier stage, to see what is forgotten.
     """
 
     stage: Stage
@@ -76,6 +78,7 @@ class StageJob:
     observer: Observer
     options: RunOptions
     rows: RowsOf
+    retained: Sequence[Tree] = ()
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
@@ -131,7 +134,8 @@ def run_stage(job: StageJob) -> None:
     safe_point = partial(job.stop.raise_if_requested, f"stage {job.stage.name}", "what is saved stands")
     safe_point()
     autocast = _autocast(job)  # it may refuse, so before the model is loaded
-    policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed)
+    scores = not job.stage.makes_policy
+    policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed, scores=scores)
     if policy.added.note:
         job.observer.noted(policy.added.note)
     refuse_needs({job.stage.name: stage_need_bytes(job.stage, weight_bytes(policy.model), job.run)}, job.run.path)
@@ -179,6 +183,13 @@ def run_stage(job: StageJob) -> None:
         rows_changed=bool(job.rows.before),
         strict=job.options.strict,
         stop=job.stop,
+        probe=probe_of(
+            job.stage,
+            job.prepared.heldout,
+            job.retained,
+            tokenizer=policy.tokenizer,
+            stop_ids=job.renderer.stop_ids,
+        ),
     )
     _save(job, policy, num_steps=outcome.result_step, inputs=inputs)
 
