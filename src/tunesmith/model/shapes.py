@@ -22,6 +22,7 @@ from tunesmith.model.added_tokens import make_room
 from tunesmith.model.chosen import choose_trained
 from tunesmith.model.load import load_config, load_extended_tokenizer, model_folder, quiet_transformers
 from tunesmith.model.reward import score_layer
+from tunesmith.model.whole import tables_of
 from tunesmith.recipe.models import Full, Lora, Model
 
 NF4_BLOCK = 64
@@ -33,10 +34,19 @@ NF4_TABLES_BYTES = 4 * (16 + 256 + 1)
 
 
 @dataclass(frozen=True, slots=True)
+class TrainedShape:
+    """The shape of a trained tensor. `is_table`: it has a row a token, as embeddings and head."""
+
+    shape: tuple[int, ...]
+    is_table: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class WeightBytes:
     """What the weights take, and how many numbers they are; of the trained ones the size of every tensor.
 
     dequantized: bytes of the largest quantized weight in the forward's type, which lives for the time of a product.
+    shapes: of every trained tensor, for optimizers whose state depends on more than its size.
     """
 
     frozen: int
@@ -45,7 +55,7 @@ class WeightBytes:
     num_trained: int
     trained_sizes: tuple[int, ...]
     dequantized: int
-    trained_shapes: tuple[tuple[int, ...], ...] = ()
+    shapes: tuple[TrainedShape, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +129,7 @@ def _quantized(model: PreTrainedModel, bits: int) -> dict[int, int]:
 def weight_bytes(model: nn.Module, stored: Mapping[int, int] | None = None) -> WeightBytes:
     """Bytes of every weight and buffer, tied ones once; `stored`: of the quantized ones, by identity."""
     quantized = stored or {}
-    parameters = list(model.parameters())
+    parameters, tables = list(model.parameters()), tables_of(model)
     frozen = [each for each in parameters if not each.requires_grad]
     trained = [each for each in parameters if each.requires_grad]
     widened = [each.numel() * _DEQUANTIZED[each.dtype] for each in frozen if id(each) in quantized]
@@ -129,7 +139,7 @@ def weight_bytes(model: nn.Module, stored: Mapping[int, int] | None = None) -> W
         num_frozen=sum(each.numel() for each in frozen),
         num_trained=sum(each.numel() for each in trained),
         trained_sizes=tuple(each.numel() for each in trained),
-        trained_shapes=tuple(tuple(each.shape) for each in trained),
+        shapes=tuple(TrainedShape(tuple(each.shape), id(each) in tables) for each in trained),
         dequantized=max(widened, default=0),
     )
 

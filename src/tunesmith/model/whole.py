@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.model.added_tokens import AddedTokens
+from tunesmith.model.reward import score_layer
 from tunesmith.recipe.tuning import Whole
 
 
@@ -23,6 +24,15 @@ def is_tied(model: PreTrainedModel) -> bool:
     """Whether the head's matrix is the embeddings'."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     return isinstance(head, nn.Module) and embeddings.weight is head.weight
+
+
+def tables_of(model: nn.Module) -> set[int]:
+    """Ids of the weights with a row a token, position or label: embeddings, the LM head, a reward model's head."""
+    layers: list[nn.Module | None] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    layers.append(score_layer(model))
+    if isinstance(model, PreTrainedModel):
+        layers += [model.get_input_embeddings(), model.get_output_embeddings()]
+    return {id(parameter) for layer in layers if layer is not None for parameter in layer.parameters()}
 
 
 def whole_names(

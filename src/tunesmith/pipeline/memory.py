@@ -32,7 +32,7 @@ from tunesmith.pipeline.memory_predict import (
     StageShapes,
     dropout_of,
     longest_trees,
-    optimizer_bytes,
+    moments_bytes,
 )
 from tunesmith.pipeline.memory_stages import choose, memory_limit, scaled, smallest, target_here
 from tunesmith.recipe.models import Model, Stage
@@ -151,7 +151,7 @@ def _plenty(
     tokens = min(tokens, int(sizes.sum()))
     linears = [module for module in engine.model.modules() if isinstance(module, nn.Linear)]
     kept = 4 * ROUGH_FACTOR * tokens * sum(layer.in_features + layer.out_features for layer in linears)
-    moments = optimizer_bytes(stage.optimizer, weights.trained_sizes, machine.device.type)
+    moments = moments_bytes(stage.optimizer, weights, machine.device.type)
     bound = floor + weights.frozen + weights.trained + 4 * weights.num_trained + moments + kept
     if PLENTY * bound > limit:
         return None
@@ -216,6 +216,6 @@ def trial(engine: Engine, job: StageShapes, setting: Setting, machine: Machine) 
         gc.collect()
         return None
     weights = weight_bytes(engine.model)
-    moments = optimizer_bytes(job.stage.optimizer, weights.trained_sizes, job.target.kind)
+    moments = moments_bytes(job.stage.optimizer, weights, job.target.kind)
     context = job.target.floor_bytes if machine.device.type == "cuda" else 0  # a CPU's peak is of the whole process
     return context + highest_bytes(machine.device) + moments

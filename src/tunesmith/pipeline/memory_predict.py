@@ -10,6 +10,7 @@ layers: the peak is a straight line in their number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from tunesmith.engine.logprobs import CHUNK_BYTES
 from tunesmith.engine.plain import branch_logprobs
 from tunesmith.engine.trace import Traced, moved_away, shapes_mode, shapes_of_trees, take_shapes, tiled_as, trace
 from tunesmith.model.machine import FOREST_TOKENS
-from tunesmith.model.shapes import Shapes
+from tunesmith.model.shapes import Shapes, WeightBytes
 from tunesmith.recipe.models import Full, Lora, SftStage, Stage
 from tunesmith.recipe.preferences import PreferenceStage
 from tunesmith.train.activations import SMALL_BYTES
@@ -142,7 +143,7 @@ def predict(job: StageShapes, setting: Setting) -> Prediction:
         "adapter": 0 if is_full else weights.trained,
         "rows": _rows_bytes(job.trees) if target.kind == "cpu" else 0,
     }
-    moments = optimizer_bytes(job.stage.optimizer, weights.trained_sizes, target.kind)
+    moments = moments_bytes(job.stage.optimizer, weights, target.kind)
     in_step = {
         "gradients": gradients if several else 0,
         "optimizer": moments,
@@ -158,6 +159,21 @@ def predict(job: StageShapes, setting: Setting) -> Prediction:
     phases = {name: sum(parts.values()) for name, parts in by_phase.items()}
     highest = max(phases, key=lambda name: phases[name])
     return Prediction({name: size for name, size in by_phase[highest].items() if size}, phases)
+
+
+def moments_bytes(kind: str, weights: WeightBytes, device: str) -> int:
+    """State of an optimizer: lion one number a weight, adafactor one a row and column, muon one for matrices inside
+    the model and two for the rest, the others as `optimizer_bytes` says."""
+    total = 0
+    for each in weights.shapes:
+        size, is_matrix = math.prod(each.shape), len(each.shape) >= 2
+        if kind == "adafactor":
+            total += 4 * (size // each.shape[-1] + size // each.shape[-2] if is_matrix else size)
+        elif kind == "lion" or (kind == "muon" and is_matrix and not each.is_table):
+            total += 4 * size
+        else:
+            total += optimizer_bytes(kind, (size,), device)
+    return total
 
 
 def optimizer_bytes(kind: str, sizes: Sequence[int], device: str) -> int:

@@ -33,7 +33,7 @@ from tunesmith.pipeline.memory_predict import (
     Setting,
     StageShapes,
     Target,
-    optimizer_bytes,
+    moments_bytes,
     predict,
 )
 from tunesmith.pipeline.prepare import PreparedRun
@@ -230,7 +230,7 @@ def _length_that_fits(model: Model, stage: Stage, job: StageShapes) -> int:
 def disk_bytes(stage: Stage, trained: WeightBytes) -> int:
     """Bytes of a stage's checkpoints (those kept, one in the making, the best) and its result, in float32."""
     weights = 4 * trained.num_trained
-    moments = optimizer_bytes(stage.optimizer, trained.trained_sizes, "cpu")
+    moments = moments_bytes(stage.optimizer, trained, "cpu")
     return (stage.keep_checkpoints + 2) * (weights + moments) + weights
 
 

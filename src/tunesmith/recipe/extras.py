@@ -12,7 +12,7 @@ from typing import Literal
 
 from tunesmith.errors import MissingExtraError
 
-Extra = Literal["gpu", "eval", "export", "ui", "dev"]
+Extra = Literal["gpu", "optimizers", "eval", "export", "ui", "dev"]
 
 
 def need_extra(module: str, extra: Extra) -> ModuleType:

@@ -24,6 +24,7 @@ from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Record, Records
 from tunesmith.runs.stop import StopRequest, caught
 from tunesmith.train.applying import apply_gradient
+from tunesmith.train.averaged import averaged, settle
 from tunesmith.train.best import is_over
 from tunesmith.train.carried import advanced, bound
 from tunesmith.train.checkpoint import State, path_of, remove_older, save_checkpoint
@@ -36,6 +37,7 @@ from tunesmith.train.modes import Checkpointing, Dropout, training_mode
 from tunesmith.train.optim import optimizer_tensors, trainable_parameters
 from tunesmith.train.policy import ends_by, refuse_problem, rolled_back, tell_rollback
 from tunesmith.train.precision import make_scaler, refuse_endless_skips
+from tunesmith.train.probe import Probe, begun
 from tunesmith.train.progress import Observer, Silent
 from tunesmith.train.resume import load_weights_of
 from tunesmith.train.retry import StageMemory
@@ -81,6 +83,7 @@ def train_stage(
     stop: StopRequest | None = None,
     rows_changed: bool = False,
     strict: bool = False,
+    probe: Probe | None = None,
 ) -> StageOutcome:
     """Train one stage; where the folder has checkpoints, go on from the newest.
 
@@ -90,6 +93,7 @@ def train_stage(
     `stop` is the command's own; without one, signals that come while the stage trains are caught here.
     `rows_changed`: a person has accepted that the rows are not those that the stage began on.
     `strict`: a damaged checkpoint is an error, where else an older one that is whole is taken.
+    `probe`: what evaluations look at besides the held-out loss.
     Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
     refuse_unmeasured_best(stage, heldout)
@@ -112,7 +116,7 @@ def train_stage(
         observer=observer,
         memory=StageMemory(folder, stage, machine=machine, observer=observer),
         trainable=trainable,
-        optimizer=stage_optimizer(stage, trainable),
+        optimizer=stage_optimizer(stage, trainable, engine.model),
         scaler=make_scaler(engine.dtype, machine.device),
         stop=stop or StopRequest(),
         watch=start_watch(
@@ -122,6 +126,7 @@ def train_stage(
             writes=machine.is_main,
             diagnosing=Diagnosing.of(stage),
         ),
+        probe=probe and begun(probe, engine.model, trainable, tell=observer.noted),
     )
     try:
         session, state = going_on(session, inputs or {}, rows_changed=rows_changed, strict=strict)
@@ -158,6 +163,7 @@ def _train(session: Session, state: State) -> StageOutcome:
             if number:
                 raise stopped(session, state.step, number)
     refuse_problem(session, state)
+    settle(session.optimizer)
     result_step = state.step
     if (session.stage.keep == "best" or ends_by(session)) and state.best_step not in (None, state.step):
         assert state.best_step is not None
@@ -242,7 +248,8 @@ def _check_start(session: Session) -> None:
 def _evaluate_if_due(session: Session, state: State) -> tuple[State, bool]:
     """As `evaluate_if_due`; what was trained is saved where a signal ends it."""
     try:
-        return evaluate_if_due(session, state)
+        with averaged(session.optimizer, session.trainable):
+            return evaluate_if_due(session, state)
     except LeftError:
         _save_if_new(session, state)
         raise
@@ -281,7 +288,8 @@ def _save(session: Session, state: State) -> None:
             weights=session.trainable,
             optimizer=optimizer_tensors(session.optimizer, session.trainable),
         )
-        save_or_rescue(session.folder, write, records=session.records, step=state.step, tell=session.observer.noted)
+        with averaged(session.optimizer, session.trainable):
+            save_or_rescue(session.folder, write, records=session.records, step=state.step, tell=session.observer.noted)
         keep = session.stage.keep_checkpoints
         remove_older(session.folder.checkpoints, newest=state.step, keep=keep, best=state.best_step)
     session.machine.barrier()

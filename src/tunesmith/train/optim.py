@@ -1,36 +1,36 @@
-"""The optimizer: AdamW on float32 weights, decay on matrices, clipping by the global norm.
+"""The optimizer of a stage: groups of float32 weights, decay on matrices, clipping by the global norm.
 
-In: a model whose trained weights want a gradient. Out: the optimizer, its state as named tensors, the gradient norm.
-Must not know: data, objectives, files.
-
-The moments are float32, or 8-bit in blocks of 256 (tensors of fewer than 4,096 numbers stay float32), and paged ones
-move to the host's memory when the card is full. They are made at once, not in the first step: an optimizer that runs
-out of memory in the middle of a step would leave some weights updated and others not.
-
-Sources: Loshchilov and Hutter 2019, arXiv:1711.05101 (decoupled weight decay); Dettmers et al. 2021, arXiv:2110.02861
-(8-bit moments), by bitsandbytes.
+In: the trained weights. Out: the optimizer (`optim_kinds` knows which there are), its state as named tensors, the
+gradient norm. Must not know: data, objectives, files.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tunesmith.errors import ModelError, NumericsError
-from tunesmith.recipe.extras import need_extra
+from tunesmith.recipe.tuning import Optimizer as OptimizerKind
+from tunesmith.train.averaged import averaging_tensors, restore_averaging
+from tunesmith.train.optim_kinds import Group, optimizer_of
+
+__all__ = [
+    "OptimizerKind",
+    "Trainable",
+    "fill_gradients",
+    "gradient_norm",
+    "make_optimizer",
+    "optimizer_tensors",
+    "restore_optimizer",
+    "trainable_parameters",
+    "update",
+]
 
 Trainable = dict[str, nn.Parameter]
-
-OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
-
-_CLASSES = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw_8bit": "PagedAdamW8bit"}
-"""The classes of bitsandbytes."""
 
 
 def trainable_parameters(model: nn.Module) -> Trainable:
@@ -54,47 +54,30 @@ def make_optimizer(
     learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
+    b_lr_ratio: float = 1.0,
+    tables: Collection[int] = (),
 ) -> torch.optim.Optimizer:
-    """AdamW of a kind, its moments made; the decay spares vectors (norms, biases): they have no scale to shrink.
+    """An optimizer of a kind, its state made; the decay spares vectors (norms, biases): they have no scale to shrink.
 
-    Raises MissingExtraError where the kind needs bitsandbytes and it is not installed.
+    `b_lr_ratio`: learning rate of adapters' B matrices over that of all others (LoRA+, Hayou et al. 2024,
+    arXiv:2402.12354). `tables`: ids of the weights that are looked up by token (embeddings, head), which Muon leaves to
+    AdamW. Raises MissingExtraError where the kind needs a package that is not installed.
     """
-    matrices = [parameter for parameter in trainable.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable.values() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    optimizer: torch.optim.Optimizer
-    if kind == "adamw":
-        devices = {parameter.device.type for parameter in trainable.values()}
-        optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=devices <= {"cpu", "cuda"})
-    else:
-        library = need_extra("bitsandbytes", "gpu")
-        make = vars(library.optim)[_CLASSES[kind]]
-        optimizer = make(groups, lr=learning_rate, betas=betas)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # they work, without pages
-        _make_state(optimizer)
-    return optimizer
-
-
-def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """All moments, zero, as the optimizer's own first step would make them."""
-    for number, group in enumerate(optimizer.param_groups):
-        for place, parameter in enumerate(group["params"]):
-            if isinstance(optimizer, torch.optim.AdamW):
-                optimizer.state[parameter] = _zero_moments(parameter, fused=group["fused"])
-            else:
-                optimizer.init_state(group, parameter, number, place)  # type: ignore[attr-defined]
-
-
-def _zero_moments(parameter: nn.Parameter, *, fused: bool) -> dict[str, Tensor]:
-    """The fused kernel wants `step` beside the weight, the plain one on the CPU."""
-    device = parameter.device if fused else torch.device("cpu")
-    return {
-        "step": torch.zeros((), dtype=torch.float32, device=device),
-        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-    }
+    alike: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainable.items():
+        is_second = b_lr_ratio != 1.0 and "lora_B" in name.split(".")
+        is_other = kind == "muon" and (id(parameter) in tables or parameter.ndim != 2)
+        alike.setdefault((parameter.ndim < 2, is_second, is_other), []).append(parameter)
+    groups: list[Group] = [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if is_vector else weight_decay,
+            "lr_ratio": b_lr_ratio if is_second else 1.0,
+            "is_matrix": not is_vector and not is_other,
+        }
+        for (is_vector, is_second, is_other), parameters in sorted(alike.items(), key=lambda each: each[0])
+    ]
+    return optimizer_of(kind, groups, learning_rate=learning_rate, betas=betas)
 
 
 def fill_gradients(parameters: Iterable[nn.Parameter]) -> int:
@@ -122,19 +105,20 @@ def update(
     if max_norm > 0:
         clip_grads_with_norm_(trainable.values(), max_norm, torch.tensor(norm))
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["lr_ratio"]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, trainable: Trainable) -> dict[str, Tensor]:
-    """The whole state of the optimizer as `key.NAME` tensors: the step and the moments of each weight, and for 8-bit
-    moments their scales and code books. No two share memory."""
-    return {
+    """The whole state of the optimizer as `key.NAME` tensors: the step and the moments of each weight, for 8-bit
+    moments their scales and code books, and what schedule-free ones have besides. No two share memory."""
+    state = {
         f"{key}.{name}": _as_tensor(key, value)
         for name, parameter in trainable.items()
         for key, value in optimizer.state[parameter].items()
     }
+    return state | averaging_tensors(optimizer, trainable)
 
 
 def _as_tensor(key: str, value: Tensor | int) -> Tensor:
@@ -147,7 +131,7 @@ def _as_tensor(key: str, value: Tensor | int) -> Tensor:
 def restore_optimizer(optimizer: torch.optim.Optimizer, trainable: Trainable, tensors: Mapping[str, Tensor]) -> None:
     """Put saved state back; raises KeyError or ValueError where it is not exactly this optimizer's."""
     states = {name: optimizer.state[parameter] for name, parameter in trainable.items()}
-    number = sum(len(state) for state in states.values())
+    number = sum(len(state) for state in states.values()) + len(averaging_tensors(optimizer, trainable))
     if len(tensors) != number:
         raise ValueError(f"{len(tensors)} tensors, not {number} for {len(trainable)} weights")
     for name, state in states.items():
@@ -161,3 +145,4 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, trainable: Trainable, te
                 value.copy_(tensors[f"{key}.{name}"])
             else:
                 state[key] = int(tensors[f"{key}.{name}"])
+    restore_averaging(optimizer, trainable, tensors)

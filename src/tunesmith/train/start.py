@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from tunesmith.data.types import Tree
 from tunesmith.engine.retry import is_out_of_memory
 from tunesmith.errors import RecipeError, ResourceError
 from tunesmith.model.machine import Machine
+from tunesmith.model.whole import tables_of
+from tunesmith.recipe.models import Lora
 from tunesmith.train.checkpoint import State
 from tunesmith.train.identity import StageRecipe, reference_mean, stage_identity
 from tunesmith.train.modes import Checkpointing
@@ -47,7 +50,7 @@ def refuse_unmeasured_best(stage: StageRecipe, heldout: Sequence[Tree]) -> None:
         raise RecipeError("`patience` needs held-out rows.", where=where, remedy=f"{remedy} `patience: 0`.")
 
 
-def stage_optimizer(stage: StageRecipe, trainable: Trainable) -> torch.optim.Optimizer:
+def stage_optimizer(stage: StageRecipe, trainable: Trainable, model: nn.Module) -> torch.optim.Optimizer:
     """As the recipe says; ResourceError where there is no room for its moments."""
     try:
         return make_optimizer(
@@ -56,6 +59,8 @@ def stage_optimizer(stage: StageRecipe, trainable: Trainable) -> torch.optim.Opt
             learning_rate=stage.learning_rate,
             betas=(stage.adam_beta1, stage.adam_beta2),
             weight_decay=stage.weight_decay,
+            b_lr_ratio=stage.tuning.b_lr_ratio if isinstance(stage.tuning, Lora) else 1.0,
+            tables=tables_of(model),
         )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
