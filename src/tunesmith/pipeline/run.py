@@ -18,6 +18,7 @@ from tunesmith.pipeline.logged import Logged
 from tunesmith.pipeline.options import RunOptions
 from tunesmith.pipeline.pins import pin_entry, pinned
 from tunesmith.pipeline.prepare import PreparedRun, prepare_run
+from tunesmith.pipeline.probes import retained_rows
 from tunesmith.pipeline.resumed import settle_threads
 from tunesmith.pipeline.reuse import reuse_stage, reused_lines
 from tunesmith.pipeline.stage import StageJob, run_stage
@@ -94,6 +95,7 @@ def _run(loaded: LoadedRecipe, watcher: Logged, allowed: RunOptions, stop: StopR
                 observer=watcher,
                 options=allowed,
                 rows=going.rows[stage.name],
+                retained=retained_rows(recipe, index, prepared.stages),
                 stop=stop,
             )
             copied = reuse_stage(job)

@@ -7,8 +7,9 @@ A change is safe when the steps that were already taken would have been the same
 
 - place: `runs_folder`;
 - cadence: `data_workers`, `save_before`, `stop_within`, `save_every`, `keep_checkpoints`, `on_nonfinite`,
-  `max_nonfinite` (a stage that went on past such a step has counted it), and `eval_every` while the last step is kept
-  (with `keep: best` the evaluations choose the result), `on_diagnosis` and `kl_budget` (unless they roll back);
+  `max_nonfinite` (a stage that went on past such a step has counted it), and `eval_every` and `samples` while the
+  last step is kept (with `keep: best` the evaluations choose the result), `on_diagnosis` and `kl_budget` (unless they
+  roll back);
 - comparison: everything under `compare`, which reads finished stages;
 - rounding: `threads`, `memory`, `forest_tokens`, `gradient_checkpointing`, `offload_activations`, and the model's
   `attention`, `kernels` and `compile`. They exist to get past a full memory or to save time, and change sums in their
@@ -117,6 +118,8 @@ def _kind(path: KeyPath, old: Recipe, new: Recipe) -> Kind:
     if path[0] != "stages":
         return _TOP.get(str(path[0]), "unsafe")
     number = path[1] if len(path) > 1 else None
+    if len(path) > 3 and path[2] == "samples":
+        path = path[:3]
     if not isinstance(number, int) or len(path) != 3 or len(old.stages) != len(new.stages):
         return "unsafe"
     name = str(path[2])
@@ -124,7 +127,7 @@ def _kind(path: KeyPath, old: Recipe, new: Recipe) -> Kind:
     rolls_back = "rollback" in (was.on_diagnosis, now.on_diagnosis)
     if name in ("on_diagnosis", "kl_budget") and not rolls_back:
         return "cadence"
-    if name == "eval_every" and was.keep == now.keep == "final" and not rolls_back:
+    if name in ("eval_every", "samples") and was.keep == now.keep == "final" and not rolls_back:
         return "cadence"
     if name in ("epochs", "max_steps"):
         return _more_steps(was, now, last=number == len(new.stages) - 1)

@@ -18,6 +18,7 @@ LATER: Mapping[str, Value] = {
     "length_desensitization": 1.0,
     "weighting": "none",
     "reference_update": None,
+    "samples": None,
     "divergence": "reverse_kl",
     "divergence_alpha": 0.5,
     "best_metric": "loss",

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tunesmith.recipe.stages import RowKind, StageBase
+from tunesmith.recipe.stages import RowKind, Samples, StageBase
 from tunesmith.recipe.values import Share, Steps, Strict
 
 
@@ -346,3 +346,9 @@ def reference_update_of(stage: StageBase) -> ReferenceUpdate | None:
     """How the stage's reference moves; None where it stays, or where the method has none."""
     kinds = (ReferenceStage, KtoStage, BcoUnpairedStage, PlackettLuceStage, BestAgainstRestStage)
     return stage.reference_update if isinstance(stage, kinds) else None
+
+
+def samples_of(stage: StageBase) -> Samples:
+    """The answers that are drawn at the stage's evaluations; see `StageBase.samples`."""
+    is_default = isinstance(stage, PreferenceStage) and stage.makes_policy and stage.eval_every > 0
+    return stage.samples or (Samples() if is_default else Samples(num_prompts=0))

@@ -14,11 +14,22 @@ from pydantic import Field
 
 from tunesmith.recipe.sources import Replay, Source
 from tunesmith.recipe.tuning import Lora, Optimizer, Tuning
-from tunesmith.recipe.values import Checkpoints, Examples, Passes, Percent, Share, Steps, Strict, Tokens
+from tunesmith.recipe.values import Checkpoints, Examples, Passes, Percent, Prompts, Share, Steps, Strict, Tokens
 
 RowKind = Literal["text", "answers", "pairs", "labels", "rankings"]
 """What a method trains on: plain texts, one answer a prompt, two of which one is chosen, one with a label whether it is
 desirable, or several that are ranked."""
+
+
+class Samples(Strict):
+    """Answers that are drawn at every evaluation; figures of them stand in eval.jsonl as `sample_...`."""
+
+    num_prompts: Prompts = Field(8, ge=0)
+    """Held-out prompts that are answered, the same each time; 0: none."""
+    max_new_tokens: Tokens = Field(64, ge=1)
+    """Longest answer; one that has not ended by then counts as truncated."""
+    temperature: float = Field(1.0, ge=0)
+    """Temperature of the draws; 0: the likeliest token. Only at 1 is `sample_kl` an estimate of the KL."""
 
 
 class StageBase(Strict):
@@ -92,6 +103,9 @@ class StageBase(Strict):
     only time and memory."""
     eval_every: Steps = Field(0, ge=0)
     """Steps between evaluations on the held-out rows; 0: only at the end."""
+    samples: Samples | None = None
+    """Answers that are drawn at every evaluation, to see length, repetition, language and KL move; null: `{}` (its
+    defaults) in preference stages that set `eval_every`, none in others."""
     save_every: Steps = Field(100, ge=0)
     """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: Checkpoints = Field(2, ge=1)

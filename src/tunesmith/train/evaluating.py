@@ -14,6 +14,7 @@ from tunesmith.train.best import is_over, judged, over_line, refuse_missing_metr
 from tunesmith.train.checkpoint import State
 from tunesmith.train.evaluate import evaluate
 from tunesmith.train.live import with_live_reference
+from tunesmith.train.samples import probed
 from tunesmith.train.session import Session
 from tunesmith.train.stopping import leave_evaluation
 
@@ -50,8 +51,8 @@ def evaluate_now(session: Session, state: State) -> Record | None:
 
     start = time.monotonic()
     figures = session.memory.run(work, session.heldout.trees, step=state.step, phase="eval")
+    record: Record = {"step": state.step, **figures, **probed(session, state.step)}
     session.stop.took("evaluation", time.monotonic() - start)
-    record: Record = {"step": state.step, **figures}
     if session.machine.is_main:
         session.records.append(session.folder.eval_path, record)
     session.observer.evaluated(record)

@@ -25,6 +25,7 @@ _FREE = {
     # cadence and memory: they change no weight beyond rounding
     *(
         "eval_every",
+        "samples",
         "save_every",
         "keep_checkpoints",
         "keep",

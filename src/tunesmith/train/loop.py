@@ -20,6 +20,7 @@ from tunesmith.errors import NumericsError, ResourceError, TunesmithError
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective
 from tunesmith.recipe.models import Lora
+from tunesmith.recipe.preferences import PreferenceStage
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Record, Records
 from tunesmith.runs.stop import StopRequest, caught
@@ -298,7 +299,7 @@ def _save(session: Session, state: State) -> None:
 
 def _dropout_of(session: Session) -> Dropout:
     """Supervised stages train with the model's dropouts; preference stages with the recipe's, or with none."""
-    if session.objective.num_answers == 1:
+    if not isinstance(session.stage, PreferenceStage):
         return "model"
     tuning = session.stage.tuning
     return "adapter" if isinstance(tuning, Lora) and tuning.dropout > 0 else "off"

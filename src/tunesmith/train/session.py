@@ -22,6 +22,7 @@ from tunesmith.runs.records import Records
 from tunesmith.runs.stop import StopRequest
 from tunesmith.train.identity import StageRecipe
 from tunesmith.train.optim import Trainable
+from tunesmith.train.probe import Probe
 from tunesmith.train.progress import Observer
 from tunesmith.train.retry import StageMemory
 from tunesmith.train.step import Batch
@@ -59,6 +60,7 @@ class Session:
     watch: Watch
     rows_start: RowsStart = RowsStart()
     carried: Carried = field(default_factory=Carried)
+    probe: Probe | None = None
 
     @property
     def steps_per_epoch(self) -> int:
