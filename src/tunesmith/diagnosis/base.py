@@ -20,6 +20,8 @@ from tunesmith.runs.records import Value
 
 WINDOW = 20
 """Steps whose mean says where a curve is: enough that one hard row does not decide."""
+SAME_NATS = 1e-4
+"""Equal answers in one pair differ by float32's rounding only."""
 
 Severity = Literal["notice", "problem"]
 """notice: worth knowing, and nothing is lost by going on; problem: the result gets worse, or nothing is learned."""
@@ -103,6 +105,16 @@ class Curves:
     def step(self) -> int:
         """The newest step that there is a record of."""
         return max((table.steps[-1] for table in (self.metrics, self.evaluations) if table.steps), default=0)
+
+
+def same_answers(curves: Curves, num: int) -> bool:
+    """Whether both answers of every pair had the same tokens and log-probs in the last `num` steps."""
+    table = curves.metrics
+    keys = [(f"{kind}_chosen", f"{kind}_rejected") for kind in ("logprob", "tokens")]
+    if not len(table) or not all(table.has(key) for pair in keys for key in pair):
+        return False
+    sides = [[table.column(key)[-num:] for key in pair] for pair in keys]
+    return all(abs(one - other) < SAME_NATS for pair in sides for one, other in zip(*pair, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import math
 import statistics
 from bisect import bisect_right
 
-from tunesmith.diagnosis.base import WINDOW, Curves, Diagnosis, Settings, mean, rounded
+from tunesmith.diagnosis.base import WINDOW, Curves, Diagnosis, Settings, mean, rounded, same_answers
 
 WORSE_SHARE, WORSE_NATS = 0.05, 0.02
 """A held-out loss above its lowest by a twentieth, and by more than a few rows make of it."""
@@ -166,7 +166,7 @@ def dead_adapter(curves: Curves, settings: Settings) -> Diagnosis | None:
     table = curves.metrics
     norms = table.column("grad_norm")[-WINDOW:]
     is_still = len(norms) >= WINDOW and all(norm < ZERO_NORM for norm in norms)
-    is_spent = abs(table.mean("loss")) < SPENT_LOSS or _answers_equal(curves)
+    is_spent = abs(table.mean("loss")) < SPENT_LOSS or same_answers(curves, WINDOW)
     if unmoved is None and (not is_still or is_spent):
         return None
     if unmoved is not None:
@@ -184,10 +184,3 @@ def dead_adapter(curves: Curves, settings: Settings) -> Diagnosis | None:
         {} if unmoved is None else {"step": float(unmoved)},
         told_by=(UNMOVED, ZERO_GRADIENT),
     )
-
-
-def _answers_equal(curves: Curves) -> bool:
-    """A preference step without a gradient because its answers are the same is no fault of the adapter."""
-    table = curves.metrics
-    sides = [table.column(f"logprob_{side}")[-WINDOW:] for side in ("chosen", "rejected")]
-    return bool(sides[0]) and all(one == other for one, other in zip(*sides, strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from tunesmith.diagnosis.base import WINDOW, Curves, Diagnosis, Settings, mean, rounded
+from tunesmith.diagnosis.base import WINDOW, Curves, Diagnosis, Settings, mean, rounded, same_answers
 
 FALLEN_NATS, FALLEN_PER_TOKEN = 2.0, 0.1
 """A chosen answer e^2 = 7 times less likely than at the start is displaced; a long one by a tenth of a nat a token."""
@@ -21,11 +21,11 @@ GROWN, GROWN_TOKENS = 1.25, 8.0
 """Sampled answers are longer by this factor, and by so many tokens, than at the start."""
 STUCK_NATS, MOVED_NATS = 0.02, 0.2
 """A margin (over beta) that is none, and a log-ratio that is one."""
+COIN, COIN_MARGIN = 0.15, 0.25
+"""Training accuracy within this of a half, and a margin below this share of the log-ratios: nothing is told apart."""
 STUCK_UPDATES = 50
 """Updates at the full rate after which a margin should have opened."""
 FEWEST_UPDATES = 5
-SAME_NATS = 1e-4
-"""Equal answers in one pair differ by float32's rounding only."""
 START_NATS = 0.01
 """A token's log-ratio at the start: above what bf16 and another packing make of equal weights."""
 WON, SATURATED = 0.999, 0.05
@@ -141,7 +141,7 @@ def margin_stuck(curves: Curves, settings: Settings) -> Diagnosis | None:
     recent = min(WINDOW, len(table))
     margin = table.mean("margin", recent) / (settings.beta or 1.0)
     figures = {"margin_nats": margin}
-    if _same_answers(curves, recent) and len(table) >= min(WINDOW, STUCK_UPDATES):
+    if same_answers(curves, recent) and len(table) >= min(WINDOW, STUCK_UPDATES):
         evidence = f"in the last {recent} steps both answers of every pair have the same tokens and log-probs"
         remedy = "Look at the rows (`tunesmith data audit`): chosen and rejected must differ in what is trained."
         return _stuck(curves, evidence, "the answers of the pairs are identical", remedy, figures)
@@ -151,37 +151,38 @@ def margin_stuck(curves: Curves, settings: Settings) -> Diagnosis | None:
         table, recent = curves.evaluations, 1
         margin = table.mean("margin", recent) / (settings.beta or 1.0)
     moved = max(abs(table.mean(key, recent)) for key in ("logratio_chosen", "logratio_rejected"))
-    if not abs(margin) < STUCK_NATS or not _should_have_moved(curves, settings):
-        return None
     figures = {"margin_nats": margin, "logratio_nats": moved}
-    if moved < STUCK_NATS:
+    if abs(margin) < STUCK_NATS and moved < STUCK_NATS and _should_have_moved(curves, settings):
         evidence = (
             f"after {len(curves.metrics)} steps the margin is {margin:.2g} nats, and answers moved by {moved:.2g}"
         )
         cause = f"the learning rate is too small: the policy is still its reference (peak {settings.learning_rate:g})"
         remedy = f"Set `learning_rate: {rounded(10 * settings.learning_rate)}`, or train longer."
         return _stuck(curves, evidence, cause, remedy, figures)
-    if moved > MOVED_NATS:
-        evidence = (
-            f"after {len(curves.metrics)} steps answers moved by {moved:.2g} nats, and the margin is {margin:.2g}"
-        )
-        cause = "both answers move alike: preferences contradict each other, or the answers hardly differ"
-        remedy = "Read pairs (`tunesmith data show`, `audit`): swapped labels, repeated prompts with opposite choices."
-        return _stuck(curves, evidence, cause, remedy, figures)
-    return None
+    return _coin(curves, settings)
+
+
+def _coin(curves: Curves, settings: Settings) -> Diagnosis | None:
+    """Answers move from step to step, and chosen ones no more than rejected ones."""
+    table = curves.metrics
+    margin, accuracy = table.mean("margin") / (settings.beta or 1.0), table.mean("accuracy")
+    moves = [abs(value) for side in ("chosen", "rejected") for value in table.column(f"logratio_{side}")[-WINDOW:]]
+    moved = mean(moves)
+    is_coin = abs(accuracy - 0.5) < COIN and moved > MOVED_NATS and abs(margin) < COIN_MARGIN * moved
+    if len(table) < WINDOW or not is_coin or not _should_have_moved(curves, settings):
+        return None
+    evidence = (
+        f"answers moved by {moved:.2g} nats and the margin is {margin:.2g}; {accuracy:.0%} of the training pairs "
+        "are ranked right, as by a coin"
+    )
+    cause = "both answers move alike: preferences contradict each other, or the answers hardly differ"
+    remedy = "Read pairs (`tunesmith data show`, `audit`): swapped labels, repeated prompts with opposite choices."
+    figures = {"margin_nats": margin, "logratio_nats": moved, "accuracy": accuracy}
+    return _stuck(curves, evidence, cause, remedy, figures)
 
 
 def _stuck(curves: Curves, evidence: str, cause: str, remedy: str, figures: dict[str, float]) -> Diagnosis:
     return Diagnosis("margin stuck at zero", "problem", curves.step, evidence, cause, remedy, figures)
-
-
-def _same_answers(curves: Curves, recent: int) -> bool:
-    table = curves.metrics
-    kinds = ("logprob", "tokens")
-    if not all(table.has(f"{kind}_{side}") for kind in kinds for side in ("chosen", "rejected")):
-        return False
-    sides = [[table.column(f"{kind}_{side}")[-recent:] for side in ("chosen", "rejected")] for kind in kinds]
-    return all(abs(one - other) < SAME_NATS for pair in sides for one, other in zip(*pair, strict=True))
 
 
 def _should_have_moved(curves: Curves, settings: Settings) -> bool:

@@ -59,5 +59,5 @@ def tell_rollback(session: Session, state: State) -> None:
     name = "a problem" if problem is None else problem.name
     session.observer.noted(
         f"step {state.step}: {name} ends the stage (`on_diagnosis: rollback`); its result is step {state.best_step}, "
-        f"the best one before, with a held-out loss of {state.best_loss:.4f}"
+        f"the best one before ({session.stage.best_metric} {state.best_loss:.6g} on held-out rows)"
     )

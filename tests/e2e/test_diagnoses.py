@@ -1,0 +1,350 @@
+"""Every diagnosis provoked by real training of a tiny model, and healthy runs in which all are silent.
+
+The runs are made once and shared. What a model writes is sampled before and after each of them, from the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.training import MACHINE, dpo_stage, lora_engine, references_of, sft_stage, weights_of
+from tunesmith.data.types import Branch, Tree
+from tunesmith.diagnosis.base import Curves, Diagnosis, Settings, Table
+from tunesmith.diagnosis.diagnose import DIAGNOSES, diagnose
+from tunesmith.engine.engine import Engine
+from tunesmith.errors import NumericsError
+from tunesmith.objectives import objective_of, supervised
+from tunesmith.recipe.stages import StageBase
+from tunesmith.runs.folder import StageFolder
+from tunesmith.runs.records import Record, read_records
+from tunesmith.sample.generate import generate
+from tunesmith.train.evaluate import evaluate
+from tunesmith.train.loop import StageOutcome, train_stage
+from tunesmith.train.progress import Silent
+from tunesmith.train.step import Batch
+
+STOP, SPLIT, VOCABULARY = 2, 50, 96
+"""The stop token; tokens below SPLIT are one language, those from it on another."""
+LONGEST = 40
+Draw = Callable[[np.random.Generator], Sequence[int]]
+
+
+def tree(name: str, prompt: Sequence[int], *answers: Sequence[int]) -> Tree:
+    branches = tuple(Branch(np.array(ids, np.int32), np.ones(len(ids), np.bool_)) for ids in answers)
+    return Tree(name, np.array(prompt, np.int32), branches)
+
+
+def rows(num: int, seed: int, *answers: Draw) -> list[Tree]:
+    """Rows of random prompts, each answer drawn by its function."""
+    found = []
+    for number in range(num):
+        draw = np.random.default_rng([seed, number])
+        prompt = draw.integers(4, SPLIT, 5)
+        found.append(tree(f"{seed}:{number}", prompt, *(answer(draw) for answer in answers)))
+    return found
+
+
+def one(draw: np.random.Generator) -> Sequence[int]:
+    """A short answer in the first language, with its end."""
+    return [*draw.integers(4, SPLIT, draw.integers(3, 6)), STOP]
+
+
+def other(draw: np.random.Generator) -> Sequence[int]:
+    """A short answer in the second."""
+    return [*draw.integers(SPLIT, VOCABULARY, draw.integers(3, 6)), STOP]
+
+
+def six(low: int, high: int) -> Draw:
+    return lambda draw: draw.integers(low, high, 6).tolist()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's folder and model, and what its records show with samples beside them."""
+
+    folder: StageFolder
+    stage: StageBase
+    engine: Engine
+    outcome: StageOutcome | None
+    notes: list[str]
+    samples: tuple[Record, ...] = ()
+    error: NumericsError | None = None
+
+    @property
+    def found(self) -> dict[str, Diagnosis]:
+        metrics = read_records(self.folder.metrics_path)
+        said = {str(line["kind"]): int(str(line["step"])) for line in read_records(self.folder.warnings_path)}
+        evaluations: list[Record] = list(read_records(self.folder.eval_path))
+        for figures in self.samples:
+            at = next((line for line in evaluations if line["step"] == figures["step"]), None)
+            if at is None:
+                evaluations.append(dict(figures))
+            else:
+                at.update(figures)
+        curves = Curves(Table(metrics), Table(evaluations), said, is_over=True)
+        return {each.name: each for each in diagnose(curves, Settings.of(self.stage))}
+
+    @property
+    def said(self) -> dict[str, str]:
+        """Diagnoses that were said in training."""
+        lines = read_records(self.folder.warnings_path)
+        return {str(line["kind"]): str(line["text"]) for line in lines if "severity" in line}
+
+
+@dataclass
+class Listener(Silent):
+    texts: list[str] = field(default_factory=list)
+
+    def noted(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def train(
+    path: Path,
+    stage: StageBase,
+    rows: Sequence[Tree],
+    heldout: Sequence[Tree] = (),
+    *,
+    engine: Engine | None = None,
+    samples: bool = False,
+    shift: float = 0.0,
+) -> Trained:
+    """Train the stage from the engine's weights. `shift`: nats a token by which the reference is wrong."""
+    engine = engine or lora_engine(moved=True)
+    objective = objective_of(stage)
+    references = None
+    if objective.needs_reference:
+        scored = [references_of(engine, side) for side in (rows, heldout)]
+        references = (
+            [each + np.float32(shift) for each in scored[0]],
+            [each + np.float32(shift) for each in scored[1]],
+        )
+    start = weights_of(engine)
+    before = [{"step": 0, **sampled(engine, start)}] if samples else []
+    folder, listener = StageFolder(path), Listener()
+    outcome, error = None, None
+    try:
+        outcome = train_stage(
+            engine=engine,
+            stage=stage,
+            objective=objective,
+            train=rows,
+            heldout=heldout,
+            references=references,
+            folder=folder,
+            seed=3,
+            machine=MACHINE,
+            observer=listener,
+            inputs={},
+        )
+    except NumericsError as raised:
+        error = raised
+    last = len(read_records(folder.metrics_path))
+    after = [{"step": last, **sampled(engine, start)}] if samples else []
+    return Trained(folder, stage, engine, outcome, listener.texts, (*before, *after), error)
+
+
+PROMPTS = rows(24, 9)
+KEPT = rows(16, 2, one)
+"""Held-out rows of the SFT stage."""
+
+
+def sampled(engine: Engine, start: dict[str, Tensor]) -> Record:
+    """What the model writes, and how far that is from what it was at the start."""
+    prompts = [each.prompt_ids.tolist() for each in PROMPTS]
+    answers = generate(engine.model, prompts, max_new_tokens=LONGEST, stop_ids=[STOP], temperature=1.0)
+    grams = [[each.ids[place : place + 4] for place in range(len(each.ids) - 3)] for each in answers]
+    written = [tree(str(place), prompt, each.all_ids) for place, (prompt, each) in enumerate(zip(prompts, answers))]
+    own = sum(float(part.sum()) for part in references_of(engine, written))
+    now = weights_of(engine)
+    put(engine, start)
+    there = sum(float(part.sum()) for part in references_of(engine, written))
+    put(engine, now)
+    kept = evaluate(engine, Batch(KEPT), objective=supervised("sft"), forest_tokens=2000, machine=MACHINE)
+    return {
+        "sample_kl": (own - there) / len(answers),
+        "sample_tokens": float(np.mean([len(each.ids) for each in answers])),
+        "sample_truncated": float(np.mean([not each.stopped for each in answers])),
+        "sample_repetition": float(np.mean([1 - len(set(each)) / len(each) if each else 0 for each in grams])),
+        "sample_language": float(np.mean([np.mean(np.array(each.ids) < SPLIT) > 0.5 for each in answers if each.ids])),
+        "retained_loss": kept["loss"],
+    }
+
+
+def put(engine: Engine, weights: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in engine.model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+
+def short_dpo(**changes: Any) -> StageBase:
+    return dpo_stage(**({"batch_size": 8, "forest_tokens": 2000, "beta": 0.1} | changes))
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The healthy SFT run: it learns the short answers of one language, and that they end."""
+    stage = sft_stage(epochs=3, learning_rate=1e-2, batch_size=16, eval_every=10, forest_tokens=2000)
+    return train(tmp_path_factory.mktemp("sft"), stage, rows(160, 1, one), KEPT, samples=True)
+
+
+@pytest.fixture(scope="module")
+def dpo(taught: Trained, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
+    """Trains DPO from the taught weights, on pairs of a chosen answer against the model's own kind."""
+
+    def run(chosen: Draw, rejected: Draw = one, **changes: Any) -> Trained:
+        engine = lora_engine(moved=True)
+        put(engine, taught_weights)
+        return train(
+            tmp_path_factory.mktemp("dpo"),
+            short_dpo(**changes),
+            rows(96, 3, chosen, rejected),
+            rows(16, 4, chosen, rejected),
+            engine=engine,
+            samples=True,
+        )
+
+    taught_weights = weights_of(taught.engine)
+    return run
+
+
+# silent
+
+
+def test_a_healthy_sft_run_is_silent(taught: Trained) -> None:
+    assert taught.found == {} and taught.said == {}
+
+
+def test_a_healthy_preference_run_is_silent(dpo: Callable[..., Trained]) -> None:
+    """Answers in the prompts' language are preferred: held-out pairs are ranked right, and the rest stays as it was."""
+    run = dpo(one, other, learning_rate=1e-3, epochs=2, eval_every=8)
+    last = read_records(run.folder.eval_path)[-1]
+    assert last["accuracy"] > 0.6 and last["margin"] > 0.01  # type: ignore[operator]  # numbers
+    assert run.found == {} and run.said == {}
+
+
+# from samples
+
+
+def test_another_language_is_drift_and_forgetting_and_spends_the_kl(dpo: Callable[..., Trained]) -> None:
+    run = dpo(other, learning_rate=2e-2, epochs=3, kl_budget=5.0)
+    assert {"language drift", "forgetting", "KL over its budget"} <= run.found.keys()
+    assert run.found["language drift"].figures["now"] < 0.3
+    assert "`beta: 0.2` (now 0.1)" in run.found["KL over its budget"].remedy
+
+
+def test_longer_answers_win_by_their_length(dpo: Callable[..., Trained]) -> None:
+    def longer(draw: np.random.Generator) -> Sequence[int]:
+        return [*draw.integers(4, SPLIT, draw.integers(3, 40)), STOP]
+
+    run = dpo(longer, learning_rate=2e-3, epochs=4)
+    found = run.found["length hacking"]
+    assert found.severity == "problem" and found.figures["correlation"] > 0.5
+    assert "length_desensitization" in found.remedy
+
+
+def test_circles_are_repetition_without_an_end(dpo: Callable[..., Trained]) -> None:
+    run = dpo(lambda draw: [7] * 18, learning_rate=1e-2, epochs=3)
+    assert {"repetition", "answers do not end"} <= run.found.keys()
+
+
+# from the steps and the held-out rows
+
+
+def test_rejected_answers_that_hold_the_chosen_one_displace_it(tmp_path: Path) -> None:
+    """The rejected answer says the chosen one's tokens three times: they become unlikely in both."""
+
+    def pairs(num: int, seed: int) -> list[Tree]:
+        found = []
+        for each in rows(num, seed, lambda draw: draw.integers(4, 30, 6).tolist()):
+            ids = each.branches[0].ids.tolist()
+            found.append(tree(each.id, each.prompt_ids.tolist(), ids, [*ids, *ids[::-1], *ids]))
+        return found
+
+    run = train(tmp_path, short_dpo(epochs=3, learning_rate=5e-3, eval_every=10), pairs(80, 1), pairs(16, 2))
+    found = run.found["likelihood displacement"]
+    assert found.figures["nats_lost"] > 2 and found.figures["margin_gained"] > 0
+    assert "`sft_weight: 0.2` (now 0)" in found.remedy
+    assert run.said.keys() == {"likelihood displacement"}
+    (text,) = (text for text in run.notes if "displacement" in text)
+    assert text.startswith("WARNING step ") and "Cause: " in text and "Remedy: " in text
+
+
+def test_a_few_pairs_that_say_nothing_are_learned_by_heart(tmp_path: Path) -> None:
+    noise = six(4, VOCABULARY)
+    stage = short_dpo(epochs=8, learning_rate=2e-2, eval_every=8, beta=0.3)
+    run = train(tmp_path, stage, rows(40, 1, noise, noise), rows(24, 2, noise, noise))
+    assert "overfitting" in run.found
+    assert "`keep: best`" in run.found["overfitting"].remedy
+
+
+def test_easy_pairs_saturate(tmp_path: Path) -> None:
+    stage = short_dpo(epochs=12, learning_rate=1e-2, beta=1.0)
+    run = train(tmp_path, stage, rows(24, 1, six(4, SPLIT), six(SPLIT, VOCABULARY)))
+    assert run.found["saturation"].severity == "notice"
+
+
+def test_equal_answers_leave_the_margin_at_zero(tmp_path: Path) -> None:
+    pairs = [replace(each, branches=each.branches * 2) for each in rows(16, 1, six(4, VOCABULARY))]
+    run = train(tmp_path, short_dpo(epochs=10, learning_rate=2e-3), pairs)
+    assert run.found["margin stuck at zero"].cause == "the answers of the pairs are identical"
+    assert "dead adapter" not in run.found  # nothing pulls, and it is not the adapter's fault
+
+
+def test_a_tiny_rate_leaves_the_margin_at_zero(tmp_path: Path) -> None:
+    pairs = rows(16, 1, six(4, SPLIT), six(SPLIT, VOCABULARY))
+    run = train(tmp_path, short_dpo(epochs=5, learning_rate=2e-7), pairs)
+    assert "learning rate is too small" in run.found["margin stuck at zero"].cause
+    assert "`learning_rate: 2e-06`" in run.found["margin stuck at zero"].remedy
+
+
+def test_pairs_that_contradict_each_other_leave_the_margin_at_zero(tmp_path: Path) -> None:
+    pairs = rows(24, 1, six(4, VOCABULARY), six(4, VOCABULARY))
+    swapped = [replace(each, id=f"{each.id}s", branches=each.branches[::-1]) for each in pairs]
+    stage = short_dpo(epochs=20, learning_rate=1e-2, batch_size=16, schedule="constant")
+    run = train(tmp_path, stage, [*pairs, *swapped])
+    assert "contradict each other" in run.found["margin stuck at zero"].cause
+
+
+def test_a_wrong_reference_is_seen_before_the_first_update(tmp_path: Path) -> None:
+    """Both answers are off alike, so the loss is ln 2 and the margin 0 all the same."""
+    sides = (six(4, SPLIT), six(SPLIT, VOCABULARY))
+    stage = short_dpo(learning_rate=1e-3)
+    run = train(tmp_path, stage, rows(16, 1, *sides), rows(8, 2, *sides), shift=0.3)
+    assert run.found["reference is not the policy"].figures["logratio_chosen"] == pytest.approx(-1.8, abs=1e-4)
+    assert run.said.keys() == {"reference is not the policy"}
+
+
+def test_a_rate_too_high_undoes_what_was_there(tmp_path: Path) -> None:
+    """Pairs that say nothing, each seen once: whatever is learned of one is wrong for the next."""
+    noise = six(4, VOCABULARY)
+    stage = short_dpo(batch_size=4, learning_rate=0.2, beta=1.0, warmup_fraction=0.3, schedule="constant")
+    run = train(tmp_path, stage, rows(160, 1, noise, noise))
+    assert "`learning_rate: 0.04`" in run.found["learning rate too high"].remedy
+
+
+def test_swapped_pairs_are_spikes_of_the_gradient(tmp_path: Path) -> None:
+    """Pairs that are learned soon, and one in sixteen is the other way round."""
+    pairs = rows(96, 1, six(4, SPLIT), six(SPLIT, VOCABULARY))
+    mixed = [replace(each, branches=each.branches[:: -1 if place % 16 == 5 else 1]) for place, each in enumerate(pairs)]
+    run = train(tmp_path, short_dpo(epochs=2, learning_rate=1e-2, beta=1.0, batch_size=2), mixed)
+    assert run.found["gradient spikes"].severity == "notice"
+
+
+def test_a_dead_adapter(tmp_path: Path) -> None:
+    """The watch has said it in training, so it is not said twice."""
+    run = train(tmp_path, sft_stage(epochs=4, learning_rate=1e-30, batch_size=8), rows(24, 1, one))
+    assert run.found["dead adapter"].severity == "problem"
+    assert run.said == {}
+
+
+# policies
