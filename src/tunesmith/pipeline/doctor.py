@@ -40,7 +40,8 @@ MARKS = {"ok": ("✓", "green"), "note": ("-", "dim"), "warning": ("!", "yellow"
 
 REQUIRED = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 OPTIONAL = {
-    "bitsandbytes": "`quantization: nf4` and `int8`, and 8-bit and paged optimizers",
+    "bitsandbytes": "`quantization: nf4` and `int8`, 8-bit and paged optimizers, and lion",
+    "schedulefree": "`optimizer: schedule_free`",
     "liger-kernel": "fused kernels for norms, positions and gates; the models' own layers run",
     "flash-attn": "soft-capped scores in the varlen backend; torch's own kernel does the rest",
     "triton": "the flex backend and `compile` on a card",
