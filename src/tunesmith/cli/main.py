@@ -12,11 +12,13 @@ from io import StringIO
 
 import click
 
+from tunesmith.cli.calibrate import calibrate
 from tunesmith.cli.data import data
 from tunesmith.cli.diagnose import diagnose
 from tunesmith.cli.doctor import doctor
 from tunesmith.cli.output import keep_libraries_discreet, say_error, say_traceback
 from tunesmith.cli.recipe import recipe
+from tunesmith.cli.score import score
 from tunesmith.cli.stages import chat, check, compare, merge, quickstart, run
 from tunesmith.errors import ResourceError, StoppedError, TunesmithError
 from tunesmith.redact import redact
@@ -56,7 +58,7 @@ def cli() -> None:
     """
 
 
-for command in (quickstart, data, check, run, diagnose, compare, chat, merge, recipe, doctor):
+for command in (quickstart, data, check, calibrate, run, diagnose, compare, chat, merge, score, recipe, doctor):
     cli.add_command(command)
 
 
