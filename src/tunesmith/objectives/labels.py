@@ -60,8 +60,9 @@ def class_weight_G(answers: Labeled, desirable: float, undesirable: float) -> Te
 def label_metrics(answers: Labeled, beta: float, baseline: Tensor) -> dict[str, Sum]:
     """Figures per answer; rewards are beta * (policy - reference).
 
-    margin: the reward in the direction that the label wants; accuracy: the share of the rewards that lie on that side
-    of `baseline` (a reward), a tie is half. A step without an answer of one label has no mean of its reward.
+    margin: mean reward of the desirable answers less that of the others; accuracy: the share of the rewards that lie on
+    the label's side of `baseline` (a reward), a tie is half. A step without an answer of one label has no margin, and
+    no mean of its reward.
     """
     reward_G = beta * answers.logratio_G
     ahead_G = answers.sign_G * (reward_G - baseline)
@@ -72,7 +73,10 @@ def label_metrics(answers: Labeled, beta: float, baseline: Tensor) -> dict[str, 
         number = float(chosen_G.sum())
         metrics[f"reward_{name}"] = Sum(reward_G[chosen_G].sum(), number)
         metrics[f"logprob_{name}"] = Sum(answers.logprob_G[chosen_G].sum(), number)
-    return metrics | {"margin": Sum((answers.sign_G * reward_G).sum(), count), "accuracy": Sum(right_G.sum(), count)}
+    one, other = metrics["reward_desirable"], metrics["reward_undesirable"]
+    both = float(one.count > 0 and other.count > 0)
+    margin = one.total / max(one.count, 1) - other.total / max(other.count, 1)
+    return metrics | {"margin": Sum(margin * both, both), "accuracy": Sum(right_G.sum(), count)}
 
 
 def one_unit(tree: Tree) -> float:
