@@ -55,6 +55,7 @@ methods: $(DEV)
 bench: $(CORE)
 	bash benchmarks/bench.sh $(ARGS)
 	$(if $(ARGS),,MODULE=benchmarks.data.compare bash benchmarks/bench.sh)
+	$(if $(ARGS),,MODULE=benchmarks.methods.agree_trl bash benchmarks/bench.sh)
 
 bench-data: $(CORE)
 	MODULE=benchmarks.data.compare bash benchmarks/bench.sh $(ARGS)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # make bench: install TRL in a virtual environment of its own, once, then measure it beside Tunesmith.
-# MODULE is the driver (make bench-data: benchmarks.data.compare). Arguments go to it: make bench ARGS="--rounds 1 --steps 1 --pairs-per-step 4"
+# MODULE is the driver (make bench-data: benchmarks.data.compare; the losses side by side: benchmarks.methods.agree_trl).
+# Arguments go to it: make bench ARGS="--rounds 1 --steps 1 --pairs-per-step 4"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -10,7 +10,7 @@ from tunesmith.recipe.loss_rules import loss_rules
 from tunesmith.recipe.models import Source
 from tunesmith.recipe.preferences import DpoStage, MixtureStage, MixtureWeights
 
-NONE = {name: 0.0 for name in MixtureWeights.model_fields}
+NONE = dict.fromkeys(MixtureWeights.model_fields, 0.0)
 
 
 def dpo_problems(**changes: Any) -> list[str]:
