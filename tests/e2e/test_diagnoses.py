@@ -5,7 +5,7 @@ The runs are made once and shared. What a model writes is sampled before and aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tunesmith.recipe.stages import StageBase
 from tunesmith.runs.folder import StageFolder
 from tunesmith.runs.records import Record, read_records
 from tunesmith.sample.generate import generate
+from tunesmith.train.checkpoint import list_steps, load_checkpoint, path_of
 from tunesmith.train.evaluate import evaluate
 from tunesmith.train.loop import StageOutcome, train_stage
 from tunesmith.train.progress import Silent
@@ -162,7 +163,10 @@ def sampled(engine: Engine, start: dict[str, Tensor]) -> Record:
     prompts = [each.prompt_ids.tolist() for each in PROMPTS]
     answers = generate(engine.model, prompts, max_new_tokens=LONGEST, stop_ids=[STOP], temperature=1.0)
     grams = [[each.ids[place : place + 4] for place in range(len(each.ids) - 3)] for each in answers]
-    written = [tree(str(place), prompt, each.all_ids) for place, (prompt, each) in enumerate(zip(prompts, answers))]
+    written = [
+        tree(str(place), prompt, each.all_ids)
+        for place, (prompt, each) in enumerate(zip(prompts, answers, strict=True))
+    ]
     own = sum(float(part.sum()) for part in references_of(engine, written))
     now = weights_of(engine)
     put(engine, start)
@@ -252,30 +256,41 @@ def test_longer_answers_win_by_their_length(dpo: Callable[..., Trained]) -> None
     assert "length_desensitization" in found.remedy
 
 
-def test_circles_are_repetition_without_an_end(dpo: Callable[..., Trained]) -> None:
-    run = dpo(lambda draw: [7] * 18, learning_rate=1e-2, epochs=3)
+def test_circles_are_repetition_without_an_end(taught: Trained, tmp_path: Path) -> None:
+    engine = lora_engine(moved=True)
+    put(engine, weights_of(taught.engine))
+    stage = sft_stage(learning_rate=1e-2, batch_size=8, forest_tokens=2000)
+    run = train(tmp_path, stage, rows(96, 3, lambda draw: [7] * 18), engine=engine, samples=True)
     assert {"repetition", "answers do not end"} <= run.found.keys()
 
 
 # from the steps and the held-out rows
 
 
-def test_rejected_answers_that_hold_the_chosen_one_displace_it(tmp_path: Path) -> None:
-    """The rejected answer says the chosen one's tokens three times: they become unlikely in both."""
+def containing(num: int, seed: int) -> list[Tree]:
+    """The rejected answer says the chosen one's tokens three times: to be unlikely it makes them so in both."""
+    found = []
+    for each in rows(num, seed, lambda draw: draw.integers(4, 30, 6).tolist()):
+        ids = each.branches[0].ids.tolist()
+        found.append(tree(each.id, each.prompt_ids.tolist(), ids, [*ids, *ids[::-1], *ids]))
+    return found
 
-    def pairs(num: int, seed: int) -> list[Tree]:
-        found = []
-        for each in rows(num, seed, lambda draw: draw.integers(4, 30, 6).tolist()):
-            ids = each.branches[0].ids.tolist()
-            found.append(tree(each.id, each.prompt_ids.tolist(), ids, [*ids, *ids[::-1], *ids]))
-        return found
 
-    run = train(tmp_path, short_dpo(epochs=3, learning_rate=5e-3, eval_every=10), pairs(80, 1), pairs(16, 2))
-    found = run.found["likelihood displacement"]
+def displacing(**changes: Any) -> StageBase:
+    return short_dpo(**({"learning_rate": 5e-3, "eval_every": 2, "epochs": 2} | changes))
+
+
+@pytest.fixture(scope="module")
+def displaced(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp("fallen"), displacing(), containing(64, 1), containing(16, 2))
+
+
+def test_rejected_answers_that_hold_the_chosen_one_displace_it(displaced: Trained) -> None:
+    found = displaced.found["likelihood displacement"]
     assert found.figures["nats_lost"] > 2 and found.figures["margin_gained"] > 0
     assert "`sft_weight: 0.2` (now 0)" in found.remedy
-    assert run.said.keys() == {"likelihood displacement"}
-    (text,) = (text for text in run.notes if "displacement" in text)
+    assert displaced.said.keys() == {"likelihood displacement"}
+    (text,) = (text for text in displaced.notes if "displacement" in text)
     assert text.startswith("WARNING step ") and "Cause: " in text and "Remedy: " in text
 
 
@@ -348,3 +363,48 @@ def test_a_dead_adapter(tmp_path: Path) -> None:
 
 
 # policies
+
+
+def test_stop_ends_the_run_behind_a_save_and_again_until_it_may_go_on(displaced: Trained, tmp_path: Path) -> None:
+    sides = containing(64, 1), containing(16, 2)
+    (step,) = (line["step"] for line in read_records(displaced.folder.warnings_path))
+    for _ in range(2):  # the second start takes no step
+        run = train(tmp_path, displacing(on_diagnosis="stop", save_every=0), *sides)
+        assert run.error is not None and run.error.exit_code == 4
+        assert run.error.what.startswith("likelihood displacement: on held-out pairs")
+        assert f"Step {step} of 16 is saved." in run.error.what and "`sft_weight: 0.2`" in run.error.remedy
+        assert list_steps(run.folder.checkpoints)[-1] == step == len(read_records(run.folder.metrics_path))
+    run = train(tmp_path, displacing(), *sides)
+    assert run.outcome is not None and run.outcome.num_steps == 16
+    for name in ("metrics.jsonl", "eval.jsonl", "warnings.jsonl"):
+        assert (run.folder.path / name).read_bytes() == (displaced.folder.path / name).read_bytes()
+
+
+def test_rollback_ends_the_stage_with_the_best_step_before(displaced: Trained, tmp_path: Path) -> None:
+    """The loss is lowest where the problem is seen; the result is the evaluation before it all the same."""
+    (step,) = (line["step"] for line in read_records(displaced.folder.warnings_path))
+    assert isinstance(step, int)
+    run = train(tmp_path, displacing(on_diagnosis="rollback", keep_checkpoints=1), containing(64, 1), containing(16, 2))
+    assert run.error is None and run.outcome is not None
+    assert run.outcome.result_step == step - 2
+    kept = load_checkpoint(path_of(run.folder.checkpoints, step - 2)).weights
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights_of(run.engine).items())
+    assert any("likelihood displacement ends the stage (`on_diagnosis: rollback`)" in text for text in run.notes)
+    again = train(
+        tmp_path, displacing(on_diagnosis="rollback", keep_checkpoints=1), *(containing(64, 1), containing(16, 2))
+    )
+    assert again.outcome is not None and again.outcome.result_step == step - 2
+
+
+def test_rollback_without_a_step_to_go_back_to_stops(tmp_path: Path) -> None:
+    sides = (six(4, SPLIT), six(SPLIT, VOCABULARY))
+    stage = short_dpo(learning_rate=1e-3, on_diagnosis="rollback", eval_every=1)
+    run = train(tmp_path, stage, rows(16, 1, *sides), rows(8, 2, *sides), shift=0.3)
+    assert run.error is not None and "no evaluation before it has a checkpoint" in run.error.what
+    assert "Nothing was trained yet." in run.error.what
+
+
+def test_every_diagnosis_was_provoked() -> None:
+    """By its name, in this file."""
+    text = Path(__file__).read_text("utf-8")
+    assert [name for name in DIAGNOSES if f'"{name}"' not in text] == []

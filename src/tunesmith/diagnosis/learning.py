@@ -127,7 +127,9 @@ def rate_too_high(curves: Curves, settings: Settings) -> Diagnosis | None:
     table = curves.metrics
     if len(table) < WINDOW + FIRST_STEPS:
         return None
-    first, now = mean(table.column("loss", 0, FIRST_STEPS)), table.mean("loss")
+    # with a reference every step begins at the same loss; without one, it is that of the step's rows
+    num_first = 1 if table.has("logratio_chosen") else FIRST_STEPS
+    first, now = mean(table.column("loss", 0, num_first)), table.mean("loss")
     jumps = [
         step
         for step, loss, usual in _spikes(curves, "loss")
@@ -135,9 +137,7 @@ def rate_too_high(curves: Curves, settings: Settings) -> Diagnosis | None:
     ]
     told: tuple[str, ...] = ()
     if now > first + max(RISEN_NATS, RISEN_SHARE * abs(first)):
-        evidence = (
-            f"the mean loss of the last {WINDOW} steps is {now:.4g}, and was {first:.4g} in the first {FIRST_STEPS}"
-        )
+        evidence = f"the mean loss of the last {WINDOW} steps is {now:.4g}, and was {first:.4g} at the start"
     elif RISING in curves.warnings:
         evidence = f"the loss rose and stayed up (said at step {curves.warnings[RISING]})"
         told = (RISING,)

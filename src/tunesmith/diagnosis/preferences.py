@@ -21,7 +21,7 @@ GROWN, GROWN_TOKENS = 1.25, 8.0
 """Sampled answers are longer by this factor, and by so many tokens, than at the start."""
 STUCK_NATS, MOVED_NATS = 0.02, 0.2
 """A margin (over beta) that is none, and a log-ratio that is one."""
-COIN, COIN_MARGIN = 0.15, 0.25
+COIN, COIN_MARGIN = 0.15, 0.5
 """Training accuracy within this of a half, and a margin below this share of the log-ratios: nothing is told apart."""
 STUCK_UPDATES = 50
 """Updates at the full rate after which a margin should have opened."""
