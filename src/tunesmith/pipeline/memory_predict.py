@@ -33,7 +33,7 @@ from tunesmith.engine.trace import Traced, moved_away, shapes_mode, shapes_of_tr
 from tunesmith.model.machine import FOREST_TOKENS
 from tunesmith.model.shapes import Shapes, WeightBytes
 from tunesmith.recipe.models import Full, Lora, SftStage, Stage
-from tunesmith.recipe.preferences import PreferenceStage
+from tunesmith.recipe.preferences import PreferenceStage, reference_update_of, samples_of
 from tunesmith.train.activations import SMALL_BYTES
 from tunesmith.train.modes import Checkpointing, Dropout, eval_mode, training_mode
 
@@ -141,6 +141,7 @@ def predict(job: StageShapes, setting: Setting) -> Prediction:
         "process": target.floor_bytes + (FIRST_STEP_BYTES if target.kind == "cpu" else 0),
         "weights": weights.frozen + (weights.trained if is_full else 0),
         "adapter": 0 if is_full else weights.trained,
+        "weights kept aside": _kept_aside(job.stage, weights.num_trained, target.kind),
         "rows": _rows_bytes(job.trees) if target.kind == "cpu" else 0,
     }
     moments = moments_bytes(job.stage.optimizer, weights, target.kind)
@@ -154,11 +155,20 @@ def predict(job: StageShapes, setting: Setting) -> Prediction:
     }
     check = _parity_peak(job)
     in_check = {"logits": check.logits_bytes, "activations": check.peak_bytes - check.logits_bytes}
-    in_update = {"gradients": gradients, "optimizer": moments}
+    moved = 4 * weights.num_trained if reference_update_of(job.stage) else 0  # the old one beside the new one
+    in_update = {"gradients": gradients, "optimizer": moments, "moved reference": moved}
     by_phase = {"step": always | in_step, "update": always | in_update, "parity check": always | in_check}
     phases = {name: sum(parts.values()) for name, parts in by_phase.items()}
     highest = max(phases, key=lambda name: phases[name])
     return Prediction({name: size for name, size in by_phase[highest].items() if size}, phases)
+
+
+def _kept_aside(stage: Stage, num_trained: int, device: str) -> int:
+    """Trained weights held a second time: of a live reference, and in the host's memory those that answers are compared
+    with."""
+    live = reference_update_of(stage) is not None
+    start = device == "cpu" and samples_of(stage).num_prompts > 0
+    return 4 * num_trained * (live + start)
 
 
 def moments_bytes(kind: str, weights: WeightBytes, device: str) -> int:

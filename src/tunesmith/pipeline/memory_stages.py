@@ -38,6 +38,7 @@ from tunesmith.pipeline.memory_predict import (
 )
 from tunesmith.pipeline.prepare import PreparedRun
 from tunesmith.recipe.models import Full, Model, Recipe, Stage
+from tunesmith.recipe.preferences import reference_update_of
 
 UNITS = {"GB": 10**9, "GiB": 2**30}
 KEPT_FREE = 0.1
@@ -231,7 +232,8 @@ def disk_bytes(stage: Stage, trained: WeightBytes) -> int:
     """Bytes of a stage's checkpoints (those kept, one in the making, the best) and its result, in float32."""
     weights = 4 * trained.num_trained
     moments = moments_bytes(stage.optimizer, trained, "cpu")
-    return (stage.keep_checkpoints + 2) * (weights + moments) + weights
+    reference = weights if reference_update_of(stage) else 0
+    return (stage.keep_checkpoints + 2) * (weights + moments + reference) + weights
 
 
 def stage_seconds(job: StageShapes, setting: Setting, rate: float, num_train: int) -> float:
@@ -249,6 +251,7 @@ def stage_seconds(job: StageShapes, setting: Setting, rate: float, num_train: in
     trained = inside if isinstance(job.stage.tuning, Full) else weights.num_trained
     forwards = 1 + (setting.gradient_checkpointing == "full")
     forwards += 1 if objective_of(job.stage).needs_reference else 0
+    forwards += 1 if reference_update_of(job.stage) else 0
     sizes = sizes_of(job.trees)
     tokens, read = float(sizes.num_tokens.mean()), float(sizes.num_trained.mean())
     hidden, layers = int(config.get("hidden_size") or 0), int(config.get("num_hidden_layers") or 0)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from tunesmith.recipe.best import best_rules
+from tunesmith.recipe.evaluation_rules import evaluation_rules
 from tunesmith.recipe.loss_rules import loss_rules
 from tunesmith.recipe.models import CompletionStage, Recipe, SftStage, Source, Stage
 from tunesmith.recipe.preferences import AotStage, AotUnpairedStage, KtoStage
@@ -56,6 +57,7 @@ def _stage(recipe: Recipe, stage: Stage, path: KeyPath) -> Iterator[Problem]:
     if stage.heldout and stage.heldout_fraction > 0:
         yield Problem((*path, "heldout_fraction"), "heldout already names the held-out rows; set only one of the two")
     yield from best_rules(stage, path)
+    yield from evaluation_rules(stage, path)
     yield from _data(stage, path)
     yield from loss_rules(stage, path)
     yield from tuning_problems(recipe.model, stage, path)
