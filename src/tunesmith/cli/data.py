@@ -87,7 +87,7 @@ def _shown_rows(view: View, row: str | None, num_rows: int) -> list[ShownRow]:
     else:
         found = [find_row(view, row)]
     return [
-        shown_row(each, picked.plan, view.renderer, sanitize=source.sanitize)
+        shown_row(each, picked.plan, view.renderer, sanitize=source.sanitize, shape=view.shape)
         for source, picked in found
         for each in picked.rows
     ]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunesmith.data.render import Renderer
+    from tunesmith.data.shape import Shape
     from tunesmith.data.show import PickedRows
     from tunesmith.data.template import ChatTemplate
     from tunesmith.recipe.models import Model, Recipe, Source, Stage
@@ -62,12 +63,13 @@ def tokenizer_and_template(model: Model) -> tuple[PreTrainedTokenizerBase, ChatT
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What rows are shown with: their sources, the renderer of the stage, and what a person should know of both."""
+    """What rows are shown with: their sources, renderer and shape of the stage, what a person should know of them."""
 
     renderer: Renderer
     sources: tuple[Source, ...]  # those that rows are shown of
     others: tuple[Source, ...]  # those that a row may be asked for by its id
     facts: tuple[str, ...]
+    shape: Shape
 
 
 def view_of(target: str, *, stage: str | None, model: str | None, template: str | None) -> View:
@@ -76,6 +78,7 @@ def view_of(target: str, *, stage: str | None, model: str | None, template: str 
         return _recipe_view(target, stage=stage, model=model, template=template)
     if stage is not None:
         raise RecipeError("--stage names a stage of a recipe, and this is a source of rows", where=target)
+    from tunesmith.data.shape import AS_READ
     from tunesmith.data.sources import open_source
     from tunesmith.recipe.models import Model
 
@@ -84,10 +87,11 @@ def view_of(target: str, *, stage: str | None, model: str | None, template: str 
     facts = [] if model else [f"No --model given: shown with the tokenizer of {QUICKSTART_MODEL}, a tiny one."]
     facts.append("No recipe, so no max_length: no row is too long here.")
     renderer = _renderer(Model(path=model or QUICKSTART_MODEL, chat_template=template), None, facts)
-    return View(renderer, (source,), (), tuple(facts))
+    return View(renderer, (source,), (), tuple(facts), AS_READ)
 
 
 def _recipe_view(target: str, *, stage: str | None, model: str | None, template: str | None) -> View:
+    from tunesmith.data.shape import shape_of
     from tunesmith.recipe.load import load_named
     from tunesmith.recipe.models import SftStage
 
@@ -98,7 +102,12 @@ def _recipe_view(target: str, *, stage: str | None, model: str | None, template:
     given = {key: value for key, value in (("path", model), ("chat_template", template)) if value is not None}
     renderer = _renderer(recipe.model.model_copy(update=given), chosen, facts)
     replay = chosen.replay.sources if isinstance(chosen, SftStage) and chosen.replay else []
-    return View(renderer, tuple(chosen.train), (*chosen.heldout, *replay), tuple(facts))
+    shape = shape_of(chosen)
+    if shape.mismatched:
+        facts.append(
+            "When it is trained, another row's answer stands beside each, to read the drift on; not shown."
+        )
+    return View(renderer, tuple(chosen.train), (*chosen.heldout, *replay), tuple(facts), shape)
 
 
 def _stage(recipe: Recipe, name: str | None) -> Stage:

@@ -8,6 +8,7 @@ Must not know: terminals, HTML (`show_terminal` and `show_html` draw what comes 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +16,7 @@ from typing import Literal
 
 from tunesmith.data.formats import DegenerateRow, FormatPlan, decode_row, plan_format
 from tunesmith.data.render import Rendered, Renderer
+from tunesmith.data.shape import AS_READ, Shape, shaped_example, shaped_trees
 from tunesmith.data.sources import iter_rows
 from tunesmith.data.tokens import Codec
 from tunesmith.data.types import BadRow, Example, Row, Tree
@@ -156,13 +158,24 @@ def is_named(row_id: str, wanted: str) -> bool:
     return row_id == wanted or row_id.endswith(f"/{wanted}")
 
 
-def shown_row(row: Row | BadRow, plan: FormatPlan | None, renderer: Renderer, *, sanitize: bool = True) -> ShownRow:
-    """One row as a stage with this renderer would train it, or why it would not.
+def shown_row(
+    row: Row | BadRow,
+    plan: FormatPlan | None,
+    renderer: Renderer,
+    *,
+    sanitize: bool = True,
+    shape: Shape = AS_READ,
+) -> ShownRow:
+    """One row as a stage with this renderer and shape of rows would train it, or why it would not.
 
+    Answers of other rows, which stand beside a judged one when it is trained, are not shown.
     Raises ModelError where the template cannot be trained on at all.
     """
     form, why = (plan.format, plan.reason) if plan is not None else ("unknown", "no row could be read")
     decoded = decode_row(row, plan) if isinstance(row, Row) and plan is not None else row
+    made: Counter[str] = Counter()
+    if isinstance(row, Row) and plan is not None and isinstance(decoded, Example):
+        decoded = shaped_example(row, decoded, shape, made, is_ranked=plan.format == "ranked")
     if isinstance(decoded, BadRow):
         what = f"{decoded.field}: found {decoded.found}; wanted {decoded.wanted}"
         return ShownRow(row.id, form, why, "malformed", what)
@@ -170,6 +183,9 @@ def shown_row(row: Row | BadRow, plan: FormatPlan | None, renderer: Renderer, *,
         return ShownRow(row.id, form, why, "dropped", decoded.reason)
     assert isinstance(decoded, Example)
     rendered = renderer.render_many([decoded], sanitize=sanitize)[0]
+    weighed = [f"weight {decoded.weight:g}"] if shape.reads_weights else []
+    trees, notices = shaped_trees(decoded, rendered.trees, shape), (*rendered.notices, *made, *weighed)
+    rendered = replace(rendered, trees=trees, notices=notices)
     if rendered.error is not None:
         fate: Fate = "malformed" if rendered.error.fatal else "dropped"
         return ShownRow(row.id, form, why, fate, rendered.error.what, notices=rendered.notices)
@@ -200,7 +216,8 @@ def _token(codec: Codec, token_id: int) -> Token:
 
 def _shown_tree(tree: Tree, example: Example, codec: Codec) -> ShownTree:
     prompt_ids = [int(each) for each in tree.prompt_ids]
-    labels = branch_labels(example, len(tree.branches))
+    judged = example if tree.label is None else replace(example, label=tree.label, scores=())
+    labels = branch_labels(judged, len(tree.branches))
     branches = []
     for label, branch in zip(labels, tree.branches, strict=True):
         trained = [bool(each) for each in branch.trained]
