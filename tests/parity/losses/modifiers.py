@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,18 @@ from torch import Tensor
 from tests.parity.losses.dpo import minus_log_sigmoid
 from tests.support.methods import Answer, Case, Example, SlowLoss
 from tests.support.training import dpo_stage
-from tunesmith.recipe.preferences import ReferenceUpdate
+from tunesmith.recipe.models import Lora, Source
+from tunesmith.recipe.preferences import IpoStage, ReferenceUpdate, SimpoStage
 
 BETA = 0.3
+SETTINGS: dict[str, Any] = {
+    "name": "modified",
+    "train": [Source(path="x")],
+    "learning_rate": 5e-4,
+    "batch_size": 4,
+    "forest_tokens": 90,
+    "tuning": Lora(r=4),
+}
 
 PairLoss = Callable[[Example], Tensor]
 
@@ -83,6 +93,23 @@ def weighted_mean(pair: PairLoss) -> SlowLoss:
     return loss
 
 
+def ipo_ld_pair(alpha: float) -> PairLoss:
+    """Azar et al. 2023 per token, on the desensitized likelihoods; what divides is the number of tokens as it is."""
+
+    def loss(example: Example) -> Tensor:
+        won, lost = example.answers
+        public = min(len(won.policy), len(lost.policy))
+        margin = log_ratio(won, public, alpha) / len(won.policy) - log_ratio(lost, public, alpha) / len(lost.policy)
+        return (margin - 1 / (2 * BETA)) ** 2
+
+    return loss
+
+
+def simpo_pair(example: Example) -> Tensor:
+    won, lost = example.answers
+    return minus_log_sigmoid(2.0 * (won.policy.mean() - lost.policy.mean()) - 1.0)
+
+
 CASES = [
     Case("dpo, ld", dpo_stage(beta=BETA, length_desensitization=0.3), mean(ld_pair(0.3)), golden=False),
     Case("dpo, ld 0", dpo_stage(beta=BETA, length_desensitization=0.0), mean(ld_pair(0.0)), golden=False),
@@ -101,6 +128,18 @@ CASES = [
         ),
         weighted_mean(with_wpo(with_sft(ld_pair(0.3), 0.5))),
         is_slope=False,
+    ),
+    Case(
+        "ipo, ld and pair weights",
+        IpoStage(**SETTINGS, beta=BETA, length_desensitization=0.3, pair_weights="rows"),
+        weighted_mean(ipo_ld_pair(0.3)),
+        golden=False,
+    ),
+    Case(
+        "simpo, rpo and pair weights",
+        SimpoStage(**SETTINGS, sft_weight=0.5, pair_weights="rows"),
+        weighted_mean(with_sft(simpo_pair, 0.5)),
+        golden=False,
     ),
     # one loss with plain DPO; its curve is another from the first move on
     Case(
