@@ -109,13 +109,8 @@ def calibrate(
     has finished and which the run takes from later. exhaustive: every point of the grid. steps: of a probe.
     """
     began = time.monotonic()
-    index = _stage_number(loaded.recipe, stage)
-    run = _earlier_stages(loaded, index, tell)
-    recipe, chosen = loaded.recipe, loaded.recipe.stages[index]
-    folder = run.path / "calibrate" / chosen.name
-    make_folder(folder)
-    bench = _bench(recipe, index, run, steps=steps, folder=folder, tell=tell)
-    searches_beta = bench.beta is not None
+    bench = bench_of(loaded, stage=stage, steps=steps, tell=tell)
+    chosen, folder, searches_beta = bench.stage, bench.folder, bench.beta is not None
     probes = [bench.probe(place) for place in _places(exhaustive, searches_beta=searches_beta)]
     if all(probe.problem for probe in probes):
         remedy = "Set another `learning_rate` in the recipe: the grid lies around it."
@@ -137,6 +132,17 @@ def calibrate(
     write_json(folder / "calibrate.json", {**asdict(found), "folder": str(folder), "lines": lines(found)})
     write_text(folder / "calibrate.html", page(found.stage, lines(found), probes, found.choice, found.limits))
     return found
+
+
+def bench_of(
+    loaded: LoadedRecipe, *, stage: str | None = None, steps: int | None = None, tell: Tell = lambda text: None
+) -> Bench:
+    """What the probes of a stage share, made once: the stages before it finished, rows, model, reference."""
+    index = _stage_number(loaded.recipe, stage)
+    run = _earlier_stages(loaded, index, tell)
+    folder = run.path / "calibrate" / loaded.recipe.stages[index].name
+    make_folder(folder)
+    return _bench(loaded.recipe, index, run, steps=steps, folder=folder, tell=tell)
 
 
 def lines(found: Calibration) -> list[str]:
@@ -205,7 +211,7 @@ def _earlier_stages(loaded: LoadedRecipe, index: int, tell: Tell) -> RunFolder:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Bench:
+class Bench:
     """Everything that the probes share. start: the trained weights at the stage's start, in the host's memory."""
 
     engine: Engine
@@ -306,7 +312,7 @@ def _answered(name: str, prompt: Sequence[int], answer: Sequence[int]) -> Tree:
     return Tree(name, np.array(prompt, np.int32), (branch,))
 
 
-def _bench(recipe: Recipe, index: int, run: RunFolder, *, steps: int | None, folder: Path, tell: Tell) -> _Bench:
+def _bench(recipe: Recipe, index: int, run: RunFolder, *, steps: int | None, folder: Path, tell: Tell) -> Bench:
     """Rows, model and reference of a stage's probes."""
     stage = recipe.stages[index]
     if not stage.heldout and stage.heldout_fraction == 0:
@@ -367,7 +373,7 @@ def _bench(recipe: Recipe, index: int, run: RunFolder, *, steps: int | None, fol
         )
         tell(f"reference: {len(trees)} rows, {'from the cache' if cached else 'scored once for all probes'}")
         references = (scores[: len(train)], scores[len(train) :])
-    return _Bench(
+    return Bench(
         engine=engine,
         stage=probed,
         beta=_searched_beta(stage, tell),
