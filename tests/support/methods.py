@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.support.training import answer_trees, labeled_trees, pair_trees, ranked_trees, text_trees
+from tunesmith.data.ending import at_end
 from tunesmith.data.types import Tree
 from tunesmith.engine.logprobs import Logprobs
 from tunesmith.objectives import Carried, Objective, objective_of
@@ -97,6 +98,8 @@ def trees_for(stage: StageBase, count: int = 8) -> list[Tree]:
         "rankings": ranked_trees,
     }
     trees = makers[stage.rows](count)
+    if not stage.makes_policy:
+        trees = [at_end(tree) for tree in trees]
     if stage.rows == "pairs":
         return [
             replace(tree, scores=(3.0 + number % 3, 2.5 - number % 2), weight=0.5 + number % 4)

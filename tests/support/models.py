@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from tunesmith.model.reward import finish_head
 
 _ROPE = {
     "hidden_size": 32,
@@ -53,4 +55,14 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
                 parameter.normal_(0, 0.15)
             elif "bias" in name:
                 parameter.normal_(0, 0.1)
+    return model.eval()
+
+
+def tiny_reward_model(family: str, **changes: Any) -> PreTrainedModel:
+    """The same body with a scalar head, drawn from a seed as a reward stage draws it."""
+    body = tiny_model(family, **changes)
+    body.config.num_labels = 1
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(body.config, dtype=torch.float32)
+    model.base_model.load_state_dict(body.base_model.state_dict())
+    finish_head(model, body.config, seed=5, where=family)
     return model.eval()

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.support.models import tiny_model
+from tests.support.models import tiny_model, tiny_reward_model
 from tests.support.trees import random_tree
+from tunesmith.data.ending import at_end
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.logprobs import Logprobs
@@ -21,6 +22,7 @@ from tunesmith.model.adapters import add_adapter
 from tunesmith.model.machine import Machine
 from tunesmith.objectives import Objective, Result, Sum, objective_of
 from tunesmith.recipe.models import CompletionStage, DpoStage, Full, Lora, SftStage, Source
+from tunesmith.recipe.preferences import RewardStage
 from tunesmith.recipe.stages import RowKind, StageBase
 from tunesmith.runs.folder import StageFolder
 from tunesmith.train.loop import References, StageOutcome, train_stage
@@ -102,6 +104,17 @@ def lora_engine(*, dropout: float = 0.0, moved: bool = False, family: str = "lla
     return Engine(inner)
 
 
+def reward_engine(*, tuning: Lora | Full | None = None, family: str = "llama", **config: Any) -> Engine:
+    """A tiny reward model, its head drawn from a seed."""
+    model = tiny_reward_model(family, **config)
+    if isinstance(tuning, Full):
+        return Engine(model)
+    adapted = add_adapter(model, tuning or Lora(r=4), seed=0)
+    inner = adapted.base_model.model
+    assert isinstance(inner, PreTrainedModel)
+    return Engine(inner)
+
+
 def full_engine(family: str = "llama", **config: Any) -> Engine:
     """A tiny model, all of it trained."""
     return Engine(tiny_model(family, **config))
@@ -133,6 +146,12 @@ def dpo_stage(**changes: Any) -> DpoStage:
     """A short DPO stage."""
     values: dict[str, Any] = {"name": "dpo", "train": [Source(path="x")], "learning_rate": 5e-3, "batch_size": 4}
     return DpoStage(**(values | {"forest_tokens": 90, "tuning": Lora(r=4)} | changes))
+
+
+def reward_stage(**changes: Any) -> RewardStage:
+    """A short stage of a reward model."""
+    values: dict[str, Any] = {"name": "rm", "train": [Source(path="x")], "learning_rate": 5e-4, "batch_size": 4}
+    return RewardStage(**(values | {"forest_tokens": 90, "tuning": Lora(r=4)} | changes))
 
 
 def completion_stage(**changes: Any) -> CompletionStage:
@@ -173,6 +192,10 @@ class Trial:
 
     def engine(self) -> Engine:
         """A fresh model with the stage's starting weights."""
+        if not self.stage.makes_policy:
+            tuning = self.stage.tuning
+            tuning = tuning.model_copy(update={"dropout": self.dropout}) if isinstance(tuning, Lora) else tuning
+            return reward_engine(tuning=tuning, family=self.family, **self.config)
         if isinstance(self.stage.tuning, Full):
             return full_engine(self.family, **self.config)
         return lora_engine(dropout=self.dropout, moved=True, family=self.family, **self.config)
@@ -190,6 +213,7 @@ class Trial:
             "answers": answer_trees,
         }
         trees = rows[self.stage.rows](self.num_train + 4)
+        trees = trees if self.stage.makes_policy else [at_end(tree) for tree in trees]
         train, heldout = trees[: self.num_train], trees[self.num_train :]
         references: References | None = None
         objective = objective_of(self.stage)

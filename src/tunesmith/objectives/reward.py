@@ -52,7 +52,7 @@ def reward_metrics(score_PK: Tensor) -> dict[str, Sum]:
         "reward_rejected": score_PK[:, 1],
         "margin": margin_P,
         "accuracy": wins_P,
-        "brier": (1 - margin_P.sigmoid()).square(),
+        "brier": (-margin_P).sigmoid().square(),
     }
     return {name: Sum(column.sum(), count) for name, column in columns.items()}
 
