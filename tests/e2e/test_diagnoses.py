@@ -34,7 +34,7 @@ from tunesmith.train.step import Batch
 
 STOP, SPLIT, VOCABULARY = 2, 50, 96
 """The stop token; tokens below SPLIT are one language, those from it on another."""
-LONGEST = 40
+LONGEST = 32
 Draw = Callable[[np.random.Generator], Sequence[int]]
 
 
@@ -240,7 +240,7 @@ def test_a_healthy_preference_run_is_silent(dpo: Callable[..., Trained]) -> None
 
 
 def test_another_language_is_drift_and_forgetting_and_spends_the_kl(dpo: Callable[..., Trained]) -> None:
-    run = dpo(other, learning_rate=2e-2, epochs=3, kl_budget=5.0)
+    run = dpo(other, learning_rate=2e-2, epochs=2, kl_budget=5.0)
     assert {"language drift", "forgetting", "KL over its budget"} <= run.found.keys()
     assert run.found["language drift"].figures["now"] < 0.3
     assert "`beta: 0.2` (now 0.1)" in run.found["KL over its budget"].remedy
@@ -303,7 +303,7 @@ def test_a_few_pairs_that_say_nothing_are_learned_by_heart(tmp_path: Path) -> No
 
 
 def test_easy_pairs_saturate(tmp_path: Path) -> None:
-    stage = short_dpo(epochs=12, learning_rate=1e-2, beta=1.0)
+    stage = short_dpo(epochs=10, learning_rate=1e-2, beta=1.0)
     run = train(tmp_path, stage, rows(24, 1, six(4, SPLIT), six(SPLIT, VOCABULARY)))
     assert run.found["saturation"].severity == "notice"
 
@@ -325,7 +325,7 @@ def test_a_tiny_rate_leaves_the_margin_at_zero(tmp_path: Path) -> None:
 def test_pairs_that_contradict_each_other_leave_the_margin_at_zero(tmp_path: Path) -> None:
     pairs = rows(24, 1, six(4, VOCABULARY), six(4, VOCABULARY))
     swapped = [replace(each, id=f"{each.id}s", branches=each.branches[::-1]) for each in pairs]
-    stage = short_dpo(epochs=20, learning_rate=1e-2, batch_size=16, schedule="constant")
+    stage = short_dpo(epochs=9, learning_rate=1e-2, batch_size=16, schedule="constant")
     run = train(tmp_path, stage, [*pairs, *swapped])
     assert "contradict each other" in run.found["margin stuck at zero"].cause
 
@@ -343,13 +343,13 @@ def test_a_rate_too_high_undoes_what_was_there(tmp_path: Path) -> None:
     """Pairs that say nothing, each seen once: whatever is learned of one is wrong for the next."""
     noise = six(4, VOCABULARY)
     stage = short_dpo(batch_size=4, learning_rate=0.2, beta=1.0, warmup_fraction=0.3, schedule="constant")
-    run = train(tmp_path, stage, rows(160, 1, noise, noise))
+    run = train(tmp_path, stage, rows(120, 1, noise, noise))
     assert "`learning_rate: 0.04`" in run.found["learning rate too high"].remedy
 
 
 def test_swapped_pairs_are_spikes_of_the_gradient(tmp_path: Path) -> None:
     """Pairs that are learned soon, and one in sixteen is the other way round."""
-    pairs = rows(96, 1, six(4, SPLIT), six(SPLIT, VOCABULARY))
+    pairs = rows(64, 1, six(4, SPLIT), six(SPLIT, VOCABULARY))
     mixed = [replace(each, branches=each.branches[:: -1 if place % 16 == 5 else 1]) for place, each in enumerate(pairs)]
     run = train(tmp_path, short_dpo(epochs=2, learning_rate=1e-2, beta=1.0, batch_size=2), mixed)
     assert run.found["gradient spikes"].severity == "notice"
