@@ -17,7 +17,6 @@ from tunesmith.engine.engine import Engine
 from tunesmith.engine.retry import Budget
 from tunesmith.errors import NumericsError, TunesmithError
 from tunesmith.objectives import Sum
-from tunesmith.recipe.stages import SupervisedStage
 from tunesmith.train.live import with_live_reference
 from tunesmith.train.noise import noisy
 from tunesmith.train.nonfinite import Case, Finding, Kind, examine, lost_kind
@@ -108,8 +107,7 @@ def step_gradient(session: Session, batch: Batch, step: int, *, num_nonfinite: i
 
 def step_engine(session: Session, step: int) -> Engine:
     """The engine as a step trains on it: with the noise that its stage puts on the embeddings."""
-    alpha = session.stage.neftune_alpha if isinstance(session.stage, SupervisedStage) else 0.0
-    return noisy(session.engine, alpha=alpha, key=_seed_key(session, step))
+    return noisy(session.engine, session.stage, key=_seed_key(session, step))
 
 
 def _seed_key(session: Session, step: int) -> str:

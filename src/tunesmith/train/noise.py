@@ -1,7 +1,7 @@
 """NEFTune: uniform noise on the embeddings of the rows that a step trains.
 
 In: the embeddings of a forest's tokens, its trees, and the step's key. Out: the embeddings with noise.
-Must not know: objectives, recipes, files.
+Must not know: objectives, files.
 
 Jain et al. 2023 (arXiv:2310.05914), algorithm 1: x + alpha / sqrt(L d) * u with u uniform on (-1, 1), L the row's
 tokens and d the width. L is the row's own length: rows are not padded here (the paper's code leaves padding out, too).
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
+from tunesmith.recipe.stages import StageBase, SupervisedStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Noise:
         return (2 * uniform_TH - 1) * (self.alpha / math.sqrt(tree.num_tokens * width))
 
 
-def noisy(engine: Engine, *, alpha: float, key: str) -> Engine:
-    """The engine with the noise of one step; the same engine where alpha is 0."""
+def noisy(engine: Engine, stage: StageBase, *, key: str) -> Engine:
+    """The engine with the noise of one step; the same engine where the stage trains without."""
+    alpha = stage.neftune_alpha if isinstance(stage, SupervisedStage) else 0.0
     return replace(engine, noise=Noise(key, alpha)) if alpha else engine

@@ -33,6 +33,7 @@ from tunesmith.recipe.models import Stage
 from tunesmith.runs.atomic import publish_folder, remove_temporaries, write_json
 from tunesmith.runs.disk import free_bytes
 from tunesmith.train.identity import StageRecipe
+from tunesmith.train.noise import noisy
 from tunesmith.train.nonfinite import Case, Finding, Kind, compute_again
 from tunesmith.train.optim import trainable_parameters
 from tunesmith.train.step import Batch
@@ -226,6 +227,7 @@ def replay(found: Reproducer, engine: Engine, *, machine: Machine) -> tuple[Kind
     engine = replace(
         engine, backend=found.backend, autocast=found.autocast, skip=found.skip, chunk_bytes=found.chunk_bytes
     )
+    engine = noisy(engine, found.stage, key=found.seed_key)
     objective = objective_of(found.stage)
     objective = objective.bound(found.carried) if found.carried.numbers else objective
     case = Case(engine, found.batch, objective, found.budget, machine, found.seed_key, trainable)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from tests.support.models import tiny_model
 from tests.support.training import (
     MACHINE,
     Trial,
@@ -21,8 +22,11 @@ from tests.support.training import (
     weights_of,
 )
 from tunesmith.engine.engine import Engine
+from tunesmith.model.adapters import add_adapter, inner_model
+from tunesmith.model.added_tokens import AddedTokens
 from tunesmith.objectives import supervised
 from tunesmith.recipe.later import settings_of
+from tunesmith.recipe.models import Lora
 from tunesmith.runs.records import read_records
 from tunesmith.train.noise import Noise, noisy
 from tunesmith.train.step import Batch, accumulate
@@ -59,12 +63,26 @@ def gradients(engine: Engine, forest_tokens: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("backend", ["sdpa", "plain"])
 def test_micro_batches_and_the_plain_forward_see_the_same_noise(backend: str) -> None:
     engine = lora_engine(moved=True)
-    noised = noisy(engine, alpha=50.0, key="0/sft/1")
+    noised = noisy(engine, sft_stage(neftune_alpha=50.0), key="0/sft/1")
     whole = gradients(noised, 10_000)
     other = replace(noised, backend="plain" if backend == "plain" else "sdpa")
     assert_gradients_equal(gradients(other, 1), whole)
     plain = gradients(engine, 10_000)
     assert any(float((plain[name] - whole[name]).norm()) > 0.05 * float(whole[name].norm()) for name in whole)
+
+
+def test_noise_is_put_on_the_rows_of_added_tokens_too() -> None:
+    """peft's trained rows stand in for the embeddings' own; without noise they are read as ever."""
+    model = tiny_model("llama")
+    adapted = add_adapter(model, Lora(r=4), seed=0, added=AddedTokens(("a", "b"), (5, 6)))
+    engine = Engine(inner_model(adapted))
+    engine.model.eval()
+    before_N = engine.logprobs(TREES).logprob_N
+    assert_close(replace(engine, noise=lambda embedded_TH, trees: embedded_TH).logprobs(TREES).logprob_N, before_N)
+    zeros = replace(engine, noise=lambda embedded_TH, trees: 0 * embedded_TH).logprobs(TREES).logprob_N
+    plain = replace(Engine(tiny_model("llama")), noise=lambda embedded_TH, trees: 0 * embedded_TH)
+    assert_close(zeros, plain.logprobs(TREES).logprob_N)
+    assert not torch.equal(zeros, before_N)
 
 
 def test_training_is_noisy_and_evaluation_is_not(tmp_path: Path) -> None:
