@@ -78,8 +78,8 @@ def next_places(probes: Sequence[Probe], limits: Limits, *, searches_beta: bool)
     """The neighbours of the choice so far that were not probed; none: it stands."""
     done = {probe.place for probe in probes}
     rate, beta = choose(probes, limits).probe.place
-    near = [(rate - 1, beta), (rate + 1, beta)]
-    near += [(rate, beta - 1), (rate, beta + 1)] if searches_beta else []
+    beside = (-1, 0, 1) if searches_beta else (0,)
+    near = [(rate + along, beta + up) for along in (-1, 0, 1) for up in beside]
     return [place for place in near if place not in done and max(map(abs, place)) <= REACH]
 
 

@@ -42,9 +42,10 @@ def test_the_search_goes_on_around_its_choice_until_that_stands() -> None:
     assert next_places(probes, LIMITS, searches_beta=False) == [(-1, 0), (1, 0)]
     probes += [probe((-1, 0), 0.7), probe((1, 0), 0.9)]
     assert next_places(probes, LIMITS, searches_beta=False) == []  # both neighbours of (1, 0) are known
-    assert next_places(probes, LIMITS, searches_beta=True) == [(1, -1), (1, 1)]
+    around = [(0, -1), (0, 1), (1, -1), (1, 1), (2, -1), (2, 1)]
+    assert next_places(probes, LIMITS, searches_beta=True) == around
     edge = [probe((2, 2), 0.9)]
-    assert next_places(edge, LIMITS, searches_beta=True) == [(1, 2), (2, 1)]
+    assert next_places(edge, LIMITS, searches_beta=True) == [(1, 1), (1, 2), (2, 1)]
 
 
 def test_of_those_as_accurate_as_the_best_the_one_that_moved_the_margin_most() -> None:
