@@ -108,9 +108,12 @@ def run(recipe: str, overrides: tuple[str, ...], strict: bool, accept_data_chang
     options = RunOptions(strict=strict, accept_data_change=accept_data_change, reuse=not no_reuse, owns_process=True)
     folder = run_recipe(loaded, options=options)
     click.echo(f"\nThe run is in {folder}.")
-    click.echo(f"  compare its stages:   tunesmith compare {folder}")
-    click.echo(f"  talk to it:           tunesmith chat {folder}")
-    click.echo(f"  merge the adapter:    tunesmith merge {folder}")
+    if any(stage.makes_policy for stage in loaded.recipe.stages):
+        click.echo(f"  compare its stages:   tunesmith compare {folder}")
+        click.echo(f"  talk to it:           tunesmith chat {folder}")
+        click.echo(f"  merge the adapter:    tunesmith merge {folder}")
+    if not all(stage.makes_policy for stage in loaded.recipe.stages):
+        click.echo(f"  score a file:         tunesmith score {folder} FILE --out SCORED.jsonl")
 
 
 @click.command()

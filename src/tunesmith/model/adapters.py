@@ -166,7 +166,7 @@ def fill_adapter(adapted: PeftModel, folder: Path, *, keeps_head: bool = False, 
     weights = _read_weights(folder)
     wanted = _weights_of(adapted)
     if keeps_head:
-        wanted = {name: tensor for name, tensor in wanted.items() if f".{HEAD}." not in name}
+        weights = {name: tensor for name, tensor in wanted.items() if f".{HEAD}." in name} | weights
     missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     if missing or extra:
         shown = ", ".join((missing or extra)[:2])

@@ -97,7 +97,8 @@ def choose_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_
     transformers reads a score at the last token that is not padding. Where padding is the token that ends answers, as
     many tokenizers have it, that is the token before the last one (TRAPS 53).
     """
-    special = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids)
+    controls = [token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special]
+    special = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *controls)
     config = model.config.get_text_config()
     fitting = [each for each in special if isinstance(each, int) and each not in (*stop_ids, tokenizer.eos_token_id)]
     config.pad_token_id = fitting[0] if fitting else None  # without one, transformers takes single rows only
