@@ -40,7 +40,7 @@ from tunesmith.pipeline.probes import probe_of
 from tunesmith.pipeline.resumed import engine_as_before, stage_as_before
 from tunesmith.pipeline.starts import weights_sha_on_disk
 from tunesmith.recipe.later import settings_of
-from tunesmith.recipe.models import Full, Model, Stage
+from tunesmith.recipe.models import Model, Stage
 from tunesmith.runs.atomic import publish_folder, remove_file
 from tunesmith.runs.folder import RunFolder
 from tunesmith.runs.stop import StopRequest
@@ -202,7 +202,7 @@ def _autocast(job: StageJob) -> torch.dtype | None:
 def _described(job: StageJob) -> str:
     """What is trained, and where it starts, in words."""
     tuning = job.stage.tuning
-    trained = "all weights" if isinstance(tuning, Full) else f"LoRA r {tuning.r}, alpha {tuning.alpha:g}"
+    trained = tuning.described
     adapter = f" with the adapter {job.weights.adapter}" if job.weights.adapter is not None else ""
     return f"{trained}, from {job.weights.full.path}{adapter}"
 

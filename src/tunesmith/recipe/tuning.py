@@ -29,6 +29,10 @@ class _Chosen(Strict):
     freeze: list[str] = Field(default_factory=list)
     """Patterns of weights' names that are not trained, also of those in `train_only`."""
 
+    @property
+    def _chosen(self) -> str:
+        return ", of which some are frozen by name" if self.train_only or self.freeze else ""
+
 
 class Lora(_Chosen):
     """Low-rank adapters (Hu et al. 2021); the base stays frozen."""
@@ -60,12 +64,27 @@ class Lora(_Chosen):
     """Layers that are trained whole beside the adapter and saved with it, in float32: the embeddings, the head. Where
     the model ties the two, either one means both, and they stay tied."""
 
+    @property
+    def described(self) -> str:
+        """What is trained, in words."""
+        kinds = [name for name, is_on in (("rank-stabilized", self.rslora), ("DoRA", self.dora)) if is_on]
+        kinds += [] if self.init == "zero" else [{"pissa": "PiSSA", "loftq": "LoftQ"}[self.init]]
+        kinds += [f"B's rate times {self.b_lr_ratio:g}"] if self.b_lr_ratio != 1 else []
+        whole = f", {' and '.join(self.modules_to_save)} whole" if self.modules_to_save else ""
+        more = f" ({', '.join(kinds)})" if kinds else ""
+        return f"LoRA r {self.r}, alpha {self.alpha:g}{more}{whole}{self._chosen}"
+
 
 class Full(_Chosen):
     """Every weight is trained, in float32."""
 
     kind: Literal["full"] = "full"
     """All weights."""
+
+    @property
+    def described(self) -> str:
+        """What is trained, in words."""
+        return f"all weights{self._chosen}"
 
 
 def _tuning_kind(value: object) -> object:

@@ -18,6 +18,7 @@ from tests.support.optional import needs_bitsandbytes
 from tests.support.trees import random_trees
 from tunesmith.engine.engine import Engine
 from tunesmith.engine.plain import plain_logprobs
+from tunesmith.engine.reference import reference_logprobs
 from tunesmith.errors import ModelError
 from tunesmith.model.adapter_init import lora_layers
 from tunesmith.model.adapters import (
@@ -141,6 +142,18 @@ def test_the_engine_gives_the_plain_forwards_numbers_and_gradients(case: str) ->
     assert_near(results[0][0], results[1][0])
     for mine, reference in zip(results[0][1], results[1][1], strict=True):
         assert float((mine - reference).norm()) <= 1e-4 * float(reference.norm()) + 1e-5
+
+
+@pytest.mark.parametrize("case", ["dora", "pissa", "whole, tied"])
+def test_its_reference_is_the_policy_at_the_start(case: str) -> None:
+    """New or trained by an earlier stage: the margin of a preference stage is 0 at step 0 (TRAPS 40)."""
+    model = inner_model(add_adapter(base_of(case), lora_of(case), seed=0)).eval()
+    for _ in range(2):
+        engine = Engine(model)
+        found, cached = reference_logprobs(engine, TREES, forest_tokens=100, fingerprint="x")
+        assert not cached
+        assert_near(torch.cat([torch.from_numpy(each) for each in found]), engine.logprobs(TREES).logprob_N.detach())
+        move(model)
 
 
 def test_pissa_takes_the_largest_directions_out_of_the_base() -> None:

@@ -253,7 +253,7 @@ def test_a_broken_off_schedule_free_stage_ends_as_an_unbroken_one(tmp_path: Path
 
 
 def test_muon_trains_a_whole_model(tmp_path: Path) -> None:
-    stage = sft_stage(optimizer="muon", tuning=Full(), learning_rate=1e-2, max_steps=6)
+    stage = sft_stage(optimizer="muon", tuning=Full(), learning_rate=1e-2, epochs=4)
     Trial(tmp_path, stage).run()
     losses = losses_of(tmp_path)
     assert losses[-1] < 0.8 * losses[0]
