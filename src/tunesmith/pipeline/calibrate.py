@@ -42,9 +42,9 @@ from tunesmith.pipeline.calibrate_search import (
     Probe,
     choose,
     coarse_places,
-    excess,
     figures_of,
     next_places,
+    probe_line,
     values_at,
 )
 from tunesmith.pipeline.memory import plan_stage_memory
@@ -147,7 +147,7 @@ def bench_of(
 
 def lines(found: Calibration) -> list[str]:
     """What was found, for a person: a probe a line, the recommendation, and what it cost."""
-    table = [_line(probe, found.limits, is_best=probe is found.choice.probe) for probe in found.probes]
+    table = [probe_line(probe, found.limits, is_best=probe is found.choice.probe) for probe in found.probes]
     best = found.choice.probe
     beta = "" if best.beta is None else f" stages.{found.stage}.beta={best.beta:g}"
     trained = found.num_steps * len(found.probes)
@@ -160,17 +160,6 @@ def lines(found: Calibration) -> list[str]:
         f"cost: {len(found.probes)} probes, {trained} steps ({trained / found.stage_steps:.1f} times the stage), "
         f"{found.num_rows} rows, {found.seconds:.0f} s",
     ]
-
-
-def _line(probe: Probe, limits: Limits, *, is_best: bool) -> str:
-    parts = [f"learning_rate {probe.learning_rate:<8.2g}"]
-    parts += [] if probe.beta is None else [f"beta {probe.beta:<8.2g}"]
-    if not probe.problem:
-        parts.append(f"loss {probe.loss:.4f}")
-        given = {"accuracy": probe.accuracy, "margin (nats)": probe.spread, "fall": probe.fall, "KL": probe.kl}
-        parts += [f"{name} {value:.3f}" for name, value in given.items() if value is not None]
-    over = "; ".join(excess(probe, limits))
-    return "  ".join([*parts, *([f"out: {over}"] if over else []), *(["<- recommended"] if is_best else [])])
 
 
 def _places(exhaustive: bool, *, searches_beta: bool) -> list[Place]:
@@ -248,7 +237,7 @@ class Bench:
             problem = "" if loss is not None and math.isfinite(loss) else "the held-out loss is no number"
         seconds = time.monotonic() - began
         made = Probe(place, rate, beta, seconds, problem=problem, **({} if problem else figures))  # type: ignore[arg-type]
-        self.tell(f"{_line(made, self.limits, is_best=False)}  ({seconds:.1f} s)")
+        self.tell(f"{probe_line(made, self.limits, is_best=False)}  ({seconds:.1f} s)")
         return made
 
     def _figures(self, stage: Stage, folder: StageFolder, beta: float | None) -> dict[str, float | int | None]:

@@ -119,6 +119,18 @@ def choose(probes: Sequence[Probe], limits: Limits) -> Choice:
     return Choice(chosen, why, within=True)
 
 
+def probe_line(probe: Probe, limits: Limits, *, is_best: bool) -> str:
+    """A probe for a person: its settings, its figures, and why it is out."""
+    parts = [f"learning_rate {probe.learning_rate:<8.2g}"]
+    parts += [] if probe.beta is None else [f"beta {probe.beta:<8.2g}"]
+    if not probe.problem:
+        parts.append(f"loss {probe.loss:.4f}")
+        given = {"accuracy": probe.accuracy, "margin (nats)": probe.spread, "fall": probe.fall, "KL": probe.kl}
+        parts += [f"{name} {value:.3f}" for name, value in given.items() if value is not None]
+    over = "; ".join(excess(probe, limits))
+    return "  ".join([*parts, *([f"out: {over}"] if over else []), *(["<- recommended"] if is_best else [])])
+
+
 def _share(value: float | None, limit: float) -> float:
     return -math.inf if value is None else value / limit
 
