@@ -106,6 +106,7 @@ def report_html(folder: RunFolder, recipe: Recipe, summary: Summary, answers: Se
         recipe=recipe,
         recipe_text=folder.recipe_path.read_text("utf-8") if folder.recipe_path.is_file() else "",
         stages=_stage_views(folder, recipe, summary),
+        scorers=_scorer_views(folder, recipe),
         rows=[row for row in figure_rows(summary) if any(not cell.reason for cell in row.cells)],
         unmeasured=_unmeasured(summary),
         figures=FIGURES,
@@ -202,6 +203,26 @@ def _findings(folder: RunFolder, recipe: Recipe, summary: Summary) -> list[Findi
     places = {name: place for place, name in enumerate(summary.stages)}
     found = diagnose_run(folder, recipe)
     return [FindingsView(each, colour(places[each.stage])) for each in found if each.stage in places]
+
+
+def _scorer_views(folder: RunFolder, recipe: Recipe) -> list[StageView]:
+    """The reward models, which stand in no comparison: their curves, and how well the last evaluation found them."""
+    views = []
+    for stage in recipe.stages:
+        files = folder.stage(stage.name)
+        if stage.makes_policy or not files.metrics_path.is_file():
+            continue
+        evaluations = read_records(files.eval_path) if files.eval_path.is_file() else []
+        charts = stage_charts(
+            read_records(files.metrics_path), evaluations, is_preference=True, has_replay=False, scores=True
+        )
+        last = evaluations[-1] if evaluations else {}
+        names = {"accuracy": "accuracy", "calibration_error": "calibration error", "brier": "Brier score"}
+        found = {words: last.get(key) for key, words in names.items()}
+        said = [f"{words} {value:.3f}" for words, value in found.items() if isinstance(value, float)]
+        what = f"a reward model{', held out: ' if said else ''}{', '.join(said)}"
+        views.append(StageView(stage.name, colour(NUM_COLOURS), what, tuple(charts), _warnings(files.warnings_path)))
+    return views
 
 
 def _warnings(path: Path) -> tuple[str, ...]:
