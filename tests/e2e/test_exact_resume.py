@@ -26,7 +26,7 @@ from tunesmith.pipeline.run import run_recipe
 from tunesmith.pipeline.starts import start_weights
 from tunesmith.recipe.load import LoadedRecipe, parse_recipe
 from tunesmith.runs.records import Value
-from tunesmith.train import loop
+from tunesmith.train import evaluating
 from tunesmith.train.progress import Silent
 
 METHODS = ("sft", "completion", "dpo")
@@ -39,11 +39,12 @@ CELLS = [
     pytest.param(method, tuning, marks=[needs_bitsandbytes] if tuning == "nf4" else [], id=f"{method}-{tuning}")
     for method in METHODS
     for tuning in TUNINGS
-]
+] + [pytest.param("reward", "lora", id="reward-lora")]
 ROWS: dict[str, list[dict[str, object]]] = {
     "sft": questions(8),
     "completion": [{"text": f"The sea is {number} times as blue, or grey."} for number in range(8)],
     "dpo": pairs(8),
+    "reward": pairs(8),
 }
 # 8 rows, 4 a step: 2 steps an epoch. Forests of 64 tokens: a step, an evaluation and the reference take several.
 CADENCE = {"batch_size": 4, "epochs": 2, "save_every": 1, "eval_every": 1, "keep_checkpoints": 2, "forest_tokens": 64}
@@ -167,9 +168,9 @@ BREAKS: list[tuple[str, Callable[[pytest.MonkeyPatch], None], int, int | None]] 
     ("preparation", _in_preparation, 0, None),
     ("between stages", _between_stages, 0, None),
     ("reference scoring", _within(stage_module, "reference_logprobs", 1, 2), 0, None),
-    ("the first evaluation", _within(loop, "evaluate", 1, 2), 0, 0),
+    ("the first evaluation", _within(evaluating, "evaluate", 1, 2), 0, 0),
     ("mid-epoch", _nowhere, 2, 0),
-    ("evaluation", _within(loop, "evaluate", 1, 2), 0, 1),
+    ("evaluation", _within(evaluating, "evaluate", 1, 2), 0, 1),
     ("epoch end", _nowhere, 3, 1),
 ]
 LAST_START = 2
@@ -231,4 +232,5 @@ def test_broken_off_everywhere_equals_unbroken_bit_by_bit(
         assert f"stages/second/{name}" in found
     steps = [json.loads(line)["step"] for line in (broken / "stages/second/metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]  # one record a step
-    assert answers(broken) == answers(whole)
+    if method != "reward":  # it answers nothing
+        assert answers(broken) == answers(whole)
