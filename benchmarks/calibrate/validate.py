@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from tunesmith.pipeline.calibrate import FULL_LIMITS, Bench, bench_of, calibrate
+from tunesmith.pipeline.calibrate import bench_of, calibrate
+from tunesmith.pipeline.calibrate_bench import FULL_LIMITS, Bench
 from tunesmith.pipeline.calibrate_search import REACH, Place, Probe, choose, excess
 from tunesmith.recipe.load import LoadedRecipe, load_named
 from tunesmith.runs.inventory import read_object

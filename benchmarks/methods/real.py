@@ -131,15 +131,14 @@ def rows_for(kind: str, folder: Path) -> Path:
         return LABELS
     pairs = json.loads(PAIRS.read_text())
     path = folder / f"{kind}.jsonl"
-    if kind == "rankings":  # an answer to another question is the third, and the worst
-        others = [*pairs[1:], pairs[0]]
+    if kind == "rankings":  # the chosen answer, its words in reverse, is the third, and the worst
         rows = [
             {
                 "prompt": _prompt(row),
-                "responses": [row["rejected"], row["chosen"], other["chosen"]],
+                "responses": [row["rejected"], row["chosen"], " ".join(reversed(row["chosen"].split()))],
                 "scores": [1, 2, 0],
             }
-            for row, other in zip(pairs, others, strict=True)
+            for row in pairs
         ]
     elif kind == "answers":
         rows = [{"prompt": _prompt(row), "completion": row["chosen"]} for row in pairs]

@@ -104,9 +104,7 @@ def _recipe_view(target: str, *, stage: str | None, model: str | None, template:
     replay = chosen.replay.sources if isinstance(chosen, SftStage) and chosen.replay else []
     shape = shape_of(chosen)
     if shape.mismatched:
-        facts.append(
-            "When it is trained, another row's answer stands beside each, to read the drift on; not shown."
-        )
+        facts.append("When it is trained, another row's answer stands beside each, to read the drift on; not shown.")
     return View(renderer, tuple(chosen.train), (*chosen.heldout, *replay), tuple(facts), shape)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from tunesmith.data.prepare import prepare_stage, read_examples, stage_renderer
 from tunesmith.data.render import Renderer
+from tunesmith.data.shape import best_and_worst
 from tunesmith.data.types import Conversation, Example, RowError, Text, Tree
 from tunesmith.recipe.models import Recipe, SftStage, Source, StageBase
 from tunesmith.recipe.preferences import PreferenceStage
@@ -79,9 +80,10 @@ def compared_rows(recipe: Recipe, renderer: Renderer, *, max_new_tokens: int, ma
 def _preferred(recipe: Recipe, renderer: Renderer) -> tuple[list[Example], str]:
     if recipe.compare.preferences:
         return _examples(recipe.compare.preferences, "pairs"), "the files of `compare.preferences` hold no usable pair"
-    stages = [stage for stage in recipe.stages if isinstance(stage, PreferenceStage)]
+    kinds = ("pairs", "rankings")
+    stages = [stage for stage in recipe.stages if isinstance(stage, PreferenceStage) and stage.rows in kinds]
     if not stages:
-        return [], "the run has no preference stage, and `compare.preferences` is empty"
+        return [], "the run has no stage of pairs, and `compare.preferences` is empty"
     reason = f"stage {stages[-1].name!r} has no held-out rows, and `compare.preferences` is empty"
     return _heldout(stages[-1], renderer), reason
 
@@ -148,6 +150,7 @@ def _accepted(example: Example) -> tuple[str, ...]:
 
 
 def _pairs(examples: Sequence[Example], renderer: Renderer, *, notes: list[str]) -> list[Pair]:
+    examples = [best_and_worst(each) if len(each.answers) > 2 and each.scores else each for each in examples]
     pairs: list[Pair] = []
     refused = 0
     for example, rendered in zip(examples, renderer.render_many(examples), strict=True):

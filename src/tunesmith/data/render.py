@@ -73,10 +73,8 @@ _Renders = dict[tuple[Conversation, str, bool], str | ModelError]
 
 
 class Renderer:
-    """A tokenizer with a chat template. `too_long` says what becomes of rows of more than `max_length` tokens.
-
-    `reads_end`: for a reward model, only the last token of each answer is marked.
-    """
+    """A tokenizer with a chat template. `too_long` says what becomes of rows of more than `max_length` tokens;
+    `reads_end`: for a reward model, only the last token of each answer is marked."""
 
     def __init__(
         self,

@@ -17,6 +17,8 @@ CUT, CUT_MORE = 0.5, 0.25
 """Share of answers that reach the length limit without ending."""
 LANGUAGE_LESS = 0.2
 """Share of answers that have left the prompts' language."""
+FEW_ANSWERS = 2.5
+"""Answers that may change without meaning anything."""
 FORGOTTEN_SHARE, FORGOTTEN_NATS = 0.1, 0.1
 """A rise of the held-out SFT loss by a tenth, and by a tenth of a nat a token."""
 
@@ -34,6 +36,12 @@ class _Course:
 def _course(curves: Curves, key: str) -> _Course | None:
     known = curves.evaluations.known(key)
     return _Course(known[0][1], known[-1][1], known[-1][0], known[0][0]) if len(known) > 1 else None
+
+
+def _is_many(curves: Curves, course: _Course) -> bool:
+    """Whether the share's change is more than one or two answers; without their number it counts."""
+    counts = curves.evaluations.known("sample_count")
+    return not counts or abs(course.now - course.start) * counts[-1][1] > FEW_ANSWERS
 
 
 def _figures(course: _Course) -> dict[str, float]:
@@ -62,6 +70,8 @@ def truncation(curves: Curves, settings: Settings) -> Diagnosis | None:
     course = _course(curves, "sample_truncated")
     if course is None or course.now < CUT or course.now - course.start < CUT_MORE:
         return None
+    if not _is_many(curves, course):
+        return None
     return Diagnosis(
         "answers do not end",
         "problem",
@@ -78,7 +88,7 @@ def truncation(curves: Curves, settings: Settings) -> Diagnosis | None:
 def language_drift(curves: Curves, settings: Settings) -> Diagnosis | None:
     """Fewer sampled answers are in the prompts' language."""
     course = _course(curves, "sample_language")
-    if course is None or course.start - course.now < LANGUAGE_LESS:
+    if course is None or course.start - course.now < LANGUAGE_LESS or not _is_many(curves, course):
         return None
     return Diagnosis(
         "language drift",

@@ -158,7 +158,7 @@ def stage_weights(run: RunFolder, stage: str | None, *, scores: bool = False) ->
     fitting = [each.name for each in recipe.stages if each.makes_policy != scores]
     if stage is None:
         finished = [name for name in fitting if run.stage(name).result_path.is_file()]
-        stage = (finished or fitting or [None])[-1]
+        stage = next(reversed(finished or fitting), None)
     if stage not in fitting:
         raise _no_such_stage(run, recipe, stage, fitting, scores=scores)
     return stage, read_result(run, stage).weights

@@ -107,7 +107,7 @@ def _from_config(model: Model, dtype: torch.dtype, *, scores: bool) -> PreTraine
         config.num_labels = 1
     try:
         with quiet_transformers(), torch.device("meta"):
-            built = loader.from_config(config, dtype=dtype, trust_remote_code=with_code)
+            built = loader.from_config(config, dtype=dtype, trust_remote_code=with_code)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as problem:
         raise ModelError(
             f"the model cannot be built from its configuration: {str(problem).splitlines()[0]}",

@@ -17,7 +17,7 @@ from tunesmith.objectives.base import Objective
 from tunesmith.objectives.pairs import PLAIN, PairOptions, paired
 
 
-def discopop_loss(logratio_PK: Tensor, *, beta: float = 0.05, temperature: float = 0.05) -> Tensor:
+def discopop_loss(logratio_PK: Tensor, *, beta: float = 0.05, temperature: float = 0.2) -> Tensor:
     """Loss of each pair, [P]: (1 - m) * -log sigmoid(x) + m * exp(-x), with m = sigmoid(x / temperature).
 
     arXiv:2406.08414, equation 5; x = beta * margin of log-ratios. It is not convex (section 6.1): under a temperature

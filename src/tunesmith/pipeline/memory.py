@@ -26,6 +26,7 @@ from tunesmith.errors import ResourceError
 from tunesmith.model.machine import Machine
 from tunesmith.model.memory import cap, forget_peak, give_back_large_blocks, highest_bytes
 from tunesmith.model.shapes import shapes_for_training, weight_bytes
+from tunesmith.objectives import objective_of
 from tunesmith.pipeline.memory_predict import (
     GIB,
     Setting,
@@ -199,6 +200,7 @@ def trial(engine: Engine, job: StageShapes, setting: Setting, machine: Machine) 
     where it ran out of memory. No weight, gradient or random state is changed."""
     trees = longest_trees(job.trees, setting.forest_tokens, job.examples_per_step)
     trained = [parameter for parameter in engine.model.parameters() if parameter.requires_grad]
+    wants = objective_of(job.stage).wants
     modes = training_mode(
         engine.model,
         dropout=dropout_of(job.stage),
@@ -208,7 +210,7 @@ def trial(engine: Engine, job: StageShapes, setting: Setting, machine: Machine) 
     forget_peak(machine.device)
     try:
         with machine.seeded("memory trial"), modes:
-            total = engine.logprobs(trees).logprob_N.sum()
+            total = engine.logprobs(trees, wants).stacked(wants).sum()
             torch.autograd.grad(total, trained, allow_unused=True)
     except RuntimeError as problem:  # torch.OutOfMemoryError is one
         if not is_out_of_memory(problem):

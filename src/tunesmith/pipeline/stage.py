@@ -46,6 +46,7 @@ from tunesmith.runs.folder import RunFolder
 from tunesmith.runs.stop import StopRequest
 from tunesmith.train.loop import References, train_stage
 from tunesmith.train.precision import autocast_of
+from tunesmith.train.probe import Probe
 from tunesmith.train.progress import Observer
 
 CADENCE = {"save_every", "eval_every", "samples", "keep_checkpoints", "on_nonfinite", "max_nonfinite"}
@@ -134,14 +135,7 @@ def run_stage(job: StageJob) -> None:
     safe_point = partial(job.stop.raise_if_requested, f"stage {job.stage.name}", "what is saved stands")
     safe_point()
     autocast = _autocast(job)  # it may refuse, so before the model is loaded
-    scores = not job.stage.makes_policy
-    policy = policy_for_training(job.weights, job.stage.tuning, device=job.machine.device, seed=job.seed, scores=scores)
-    if policy.added.note:
-        job.observer.noted(policy.added.note)
-    refuse_needs({job.stage.name: stage_need_bytes(job.stage, weight_bytes(policy.model), job.run)}, job.run.path)
-    job.observer.noted(apply_kernels(policy.model, job.model.kernels))
-    if job.model.compile:
-        job.observer.noted(compile_layers(policy.model))
+    policy = _policy(job)
     engine, report = engine_as_before(
         policy.model,
         job.trees,
@@ -183,20 +177,33 @@ def run_stage(job: StageJob) -> None:
         rows_changed=bool(job.rows.before),
         strict=job.options.strict,
         stop=job.stop,
-        probe=probe_of(
-            job.stage,
-            job.prepared.heldout,
-            job.retained,
-            tokenizer=policy.tokenizer,
-            stop_ids=job.renderer.stop_ids,
-        ),
+        probe=_probe(job, policy),
     )
     _save(job, policy, num_steps=outcome.result_step, inputs=inputs)
+
+
+def _policy(job: StageJob) -> Policy:
+    """The policy at the stage's start, with the kernels that the recipe asks for; the disk is asked first."""
+    tuning, scores = job.stage.tuning, not job.stage.makes_policy
+    policy = policy_for_training(job.weights, tuning, device=job.machine.device, seed=job.seed, scores=scores)
+    if policy.added.note:
+        job.observer.noted(policy.added.note)
+    refuse_needs({job.stage.name: stage_need_bytes(job.stage, weight_bytes(policy.model), job.run)}, job.run.path)
+    job.observer.noted(apply_kernels(policy.model, job.model.kernels))
+    if job.model.compile:
+        job.observer.noted(compile_layers(policy.model))
+    return policy
 
 
 def _autocast(job: StageJob) -> torch.dtype | None:
     """The type that the forward pass computes in; None for float32."""
     return autocast_of(forward_dtype(job.weights.full, job.machine.device), job.machine.device)
+
+
+def _probe(job: StageJob, policy: Policy) -> Probe | None:
+    """What evaluations look at besides the held-out loss."""
+    heldout, stop_ids = job.prepared.heldout, job.renderer.stop_ids
+    return probe_of(job.stage, heldout, job.retained, tokenizer=policy.tokenizer, stop_ids=stop_ids)
 
 
 def _described(job: StageJob) -> str:

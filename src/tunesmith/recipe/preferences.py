@@ -175,9 +175,9 @@ class DiscopopStage(ReferenceStage):
     """A loss that a language model discovered: logistic blended with exponential."""
     beta: float = Field(0.05, gt=0)
     """How strongly the policy is held to the reference."""
-    temperature: float = Field(0.05, gt=0)
-    """Width of the blend, in beta times nats of margin. Below 0.1023, so by default too, the loss first draws pairs of
-    little margin the wrong way, into a local minimum, as the paper says; a wider blend learns from the first step."""
+    temperature: float = Field(0.2, gt=0)
+    """Width of the blend, in beta times nats of margin. The paper's 0.05 draws pairs of little margin the wrong way,
+    into a local minimum that it names (so does all below 0.1023); a wider blend learns from the first step."""
 
 
 class SigmoidNormStage(ReferenceStage):

@@ -116,8 +116,8 @@ class StageBase(Strict):
     max_nonfinite: Steps = Field(3, ge=1)
     """Steps of the stage that `on_nonfinite: skip` may leave out before the run stops after all."""
     on_diagnosis: Literal["warn", "stop", "rollback"] = "warn"
-    """What a problem in the curves leads to (`tunesmith diagnose` lists them): warn says it; stop saves and ends the run
-    with exit code 4; rollback ends the stage with its best checkpoint from before the problem as the result."""
+    """What a problem in the curves leads to (`tunesmith diagnose` lists them): warn says it; stop saves and ends the
+    run with exit code 4; rollback ends the stage with its best checkpoint from before the problem as the result."""
     keep: Literal["final", "best"] = "final"
     """The stage's result: its last step, or the step that was best on the held-out rows by `best_metric`."""
     best_metric: str = Field("loss", pattern=r"^[a-z0-9_]+$")

@@ -49,6 +49,8 @@ def _optimizer(stage: Stage, path: KeyPath) -> Iterator[Problem]:
         yield Problem((*path, "schedule"), f"{text} (a warm-up is fine)")
     if stage.optimizer == "schedule_free" and stage.adam_beta1 == 0:
         yield Problem((*path, "adam_beta1"), "schedule_free mixes the average in with it: must be above 0")
+    if stage.optimizer == "schedule_free" and "reference_update" in stage.model_fields_set:
+        yield Problem((*path, "optimizer"), "a live reference follows single steps, not their average: use adamw")
     if stage.optimizer in OWN_BETAS:
         for key, value, usual in (("adam_beta1", stage.adam_beta1, 0.9), ("adam_beta2", stage.adam_beta2, 0.999)):
             if value != usual:

@@ -52,8 +52,9 @@ class State:
     state. asked_tokens, forest_tokens, tree_tokens: the size of micro-batches that the stage began with, and what it
     was lowered to; checkpointing: what is recomputed; attention: the kernel. Sums are rounded in an order that these
     and `threads` decide, so a stage goes on with the same. best_loss: the stage's `best_metric` at its best step, which
-    was the loss once; improved_loss, num_unimproved: the same where it last improved, and evaluations since. carried, tensors: what the method carries beside the weights
-    (`tensors` in a file of its own). What has a default is absent from checkpoints that were made before it.
+    was the loss once; improved_loss, num_unimproved: the same where it last improved, and evaluations since. carried,
+    tensors: what the method carries beside the weights (`tensors` in a file of its own). What has a default is absent
+    from checkpoints that were made before it.
     """
 
     step: int

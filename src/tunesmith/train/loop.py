@@ -94,21 +94,23 @@ def train_stage(
     `stop` is the command's own; without one, signals that come while the stage trains are caught here.
     `rows_changed`: a person has accepted that the rows are not those that the stage began on.
     `strict`: a damaged checkpoint is an error, where else an older one that is whole is taken.
-    `probe`: what evaluations look at besides the held-out loss.
-    Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
+    `probe`: what evaluations look at besides the held-out loss. ResumeError (3),
+    NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
     refuse_unmeasured_best(stage, heldout)
+    of_train, of_heldout = references or (None, None)
     stage = as_planned(stage, machine, forest_tokens, gradient_checkpointing)
     folder = folder.create() if machine.is_main else folder
     machine.barrier()
     observer = (observer or Silent()) if machine.is_main else Silent()
-    trainable = trainable_parameters(engine.model)
+    trainable, diagnosing, writes = trainable_parameters(engine.model), Diagnosing.of(stage), machine.is_main
+    watch = start_watch(folder, trainable=trainable, observer=observer, writes=writes, diagnosing=diagnosing)
     session = Session(
         engine=engine,
         stage=stage,
         objective=objective,
-        train=Batch(train, references[0] if references else None),
-        heldout=Batch(heldout, references[1] if references else None),
+        train=Batch(train, of_train),
+        heldout=Batch(heldout, of_heldout),
         replay=replay,
         folder=folder,
         records=Records(),
@@ -120,13 +122,7 @@ def train_stage(
         optimizer=stage_optimizer(stage, trainable, engine.model),
         scaler=make_scaler(engine.dtype, machine.device),
         stop=stop or StopRequest(),
-        watch=start_watch(
-            folder,
-            trainable=trainable,
-            observer=observer,
-            writes=machine.is_main,
-            diagnosing=Diagnosing.of(stage),
-        ),
+        watch=watch,
         probe=probe and begun(probe, engine.model, trainable, tell=observer.noted),
     )
     try:

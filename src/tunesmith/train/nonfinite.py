@@ -125,7 +125,7 @@ def _examine_forward(case: Case, base: Finding, logprob_N: Tensor) -> Finding:
     rank, micro = _first_lost(case, logprob_N)
     seen = _Seen()
     with torch.no_grad(), _watched(case.engine.model, seen), case.machine.seeded(_key(case, rank, micro)):
-        again_N = case.engine.logprobs(micro.batch.trees).logprob_N
+        again_N = case.engine.logprobs(micro.batch.trees, case.objective.wants).logprob_N
     lost = np.flatnonzero(~np.isfinite(logprob_N[micro.places_N].cpu().numpy()))
     first = _first_answers(case.batch.trees, micro)
     place = _token_of(micro.batch.trees, first, int(lost[0]))

@@ -5,6 +5,7 @@ In: the loop's records. Out: text. Must not know: models, files, what a metric m
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -174,7 +175,9 @@ def describe(record: Mapping[str, Value], timing: Mapping[str, Value]) -> str:
     """The figures of one step in one line."""
     parts = [f"loss {_number(record, 'loss'):.4f}"]
     if "accuracy" in record:
-        parts.append(f"accuracy {_number(record, 'accuracy'):.2f}  margin {_number(record, 'margin'):.3f}")
+        parts.append(f"accuracy {_number(record, 'accuracy'):.2f}")
+    if math.isfinite(_number(record, "margin")):  # a step of one label has none
+        parts.append(f"margin {_number(record, 'margin'):.3f}")
     parts.append("skipped" if record.get("skipped") else f"lr {_number(record, 'lr'):.2e}")
     parts.append(f"{_number(timing, 'tokens_per_second'):,.0f} tokens/s")
     parts.append(f"{_number(timing, 'examples_per_second'):,.1f} examples/s")

@@ -92,6 +92,7 @@ def _figures(
     session: Session, probe: Probe, answers: Sequence[Answer], step: int, *, between: Callable[[], None]
 ) -> Record:
     record: Record = {
+        "sample_count": len(answers),
         "sample_tokens": sum(len(answer.ids) for answer in answers) / len(answers),
         "sample_truncated": sum(not answer.stopped for answer in answers) / len(answers),
         "sample_repetition": repetition([answer.ids for answer in answers]),

@@ -116,7 +116,7 @@ def going_on(session: Session, inputs: Mapping[str, str], *, rows_changed: bool,
         machine=session.machine,
         warn=tell,
         strict=strict,
-        keeps_best=stage.keep == "best",
+        keeps_best=stage.keep == "best" or stage.on_diagnosis == "rollback",
     )
     state = rows.taken(state)
     if session.machine.is_main:

@@ -12,7 +12,8 @@ import tunesmith.pipeline.calibrate as module
 from tests.support.folders import make_run_inputs, tiny_recipe
 from tests.support.training import answer_trees
 from tunesmith.errors import RecipeError
-from tunesmith.pipeline.calibrate import calibrate, lines, sample
+from tunesmith.pipeline.calibrate import calibrate, lines
+from tunesmith.pipeline.calibrate_bench import sample
 from tunesmith.pipeline.calibrate_search import Place, Probe
 from tunesmith.runs.records import read_records
 
