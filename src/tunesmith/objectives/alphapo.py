@@ -3,7 +3,8 @@
 In: the figures of pairs. Out: the loss of each. Must not know: models, tokens.
 
 Source: Gupta et al. 2025, arXiv:2501.03884: the reward (1 - p^-alpha) / alpha of an answer's length-normalized
-probability p, and the loss of section 3 with SimPO's beta and gamma.
+probability p, and the loss of section 3 with SimPO's beta and gamma. The defaults are table 3's for Mistral-Instruct,
+which gives gamma / beta, 0.1.
 
 Shapes: P pairs, K = 2. Units: mean log-probs in nats a token.
 """

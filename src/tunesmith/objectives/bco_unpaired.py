@@ -29,6 +29,8 @@ def bco_unpaired_loss(reward_G: Tensor, sign_G: Tensor, weight_G: Tensor, *, shi
     """Loss of each answer, [G]: -log sigmoid(sign (r - delta)), Jung et al. 2024 (arXiv:2404.04656).
 
     reward_G: beta * log pi/pi_ref of whole answers; sign_G: 1 desirable, -1 undesirable; shift: delta, no gradient.
+    Differs: undesirable answers are not weighted by how desirable their prompts look (the paper's underlying
+    distribution matching); `weight_G` is by label alone.
     """
     return -weight_G * logsigmoid(sign_G * (reward_G - shift))
 
@@ -37,7 +39,7 @@ def reward_shift(reward_G: Tensor, is_desirable_G: Tensor, before: Mapping[str, 
     """delta: the mean of both labels' mean rewards, over the steps so far and this one; a scalar without gradient.
 
     Differs: the expectations are running means, this step's rewards among them; a label that has not been met
-    is left out. (TRL's paired form takes the mean over all rewards, which is the same on pairs.)
+    is left out. (The authors' trainer takes one mean over all rewards, which is the same where the labels balance.)
     """
     means = []
     for name, chosen_G in (("desirable", is_desirable_G), ("undesirable", ~is_desirable_G)):

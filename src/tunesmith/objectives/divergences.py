@@ -2,7 +2,7 @@
 
 In: log-ratios of answers. Out: what stands for the log-ratio in DPO's loss. Must not know: losses, models.
 
-Source: Wang et al. 2023, arXiv:2309.16240, table 1 and the loss of section 4 (f-DPO): a pair's logit is
+Source: Wang et al. 2023, arXiv:2309.16240 (f-DPO), its divergences and its loss: a pair's logit is
 beta * f'(u_chosen) - beta * f'(u_rejected) with u = policy / reference. Constants of f' cancel in a pair.
 """
 

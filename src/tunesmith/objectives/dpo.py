@@ -47,7 +47,8 @@ def dpo_loss(
 def score_offset(pairs: Pairs, scale: float) -> Tensor | float:
     """Nats by which each pair's margin must exceed 0, [P]: ODPO's offset, `scale` times the difference of the scores.
 
-    Differs: the paper takes the logarithm of the difference in some of its experiments; take it in the file.
+    Differs: the paper scales the difference by an increasing function, in its authors' code always the logarithm; here
+    it stays as it is. For the logarithm, give the rows that as their `margin`.
     Raises DataError where a row has no scores.
     """
     if not scale:

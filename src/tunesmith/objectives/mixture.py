@@ -3,8 +3,9 @@
 In: the figures of pairs. Out: the loss of each. Must not know: models, tokens.
 
 Source: Wang et al. 2024, arXiv:2411.10442 (MPO): preference loss (DPO), quality loss (BCO) and generation loss (the
-chosen answer's negative log-likelihood per token), weighted 0.8, 0.2 and 1. DPO + alpha * SFT alone is RPO (Pang et
-al. 2024, arXiv:2404.19733, equation 1); hinge, IPO and APO-zero may be mixed in.
+chosen answer's negative log-likelihood per token; section 3.2), weighted 0.8, 0.2 and 1 (section 7). DPO + alpha * SFT
+alone is RPO (Pang et al. 2024, arXiv:2404.19733, as of its third version; in the first, alpha is DPO's weight); hinge,
+IPO and APO-zero may be mixed in.
 
 Shapes: P pairs, K = 2. Units: nats; beta is the same in all parts.
 """

@@ -2,7 +2,7 @@
 
 In: rows of answers with scores. Out: the loss of each row. Must not know: models, tokens, where scores came from.
 
-Source: Rafailov et al. 2023, arXiv:2305.18290, appendix A.3, equation 20.
+Source: Rafailov et al. 2023, arXiv:2305.18290, appendix A.3.
 
 Shapes: G rows, K answers. Units: rewards in nats.
 """
@@ -16,7 +16,7 @@ from tunesmith.objectives.rankings import Rankings, choice_loss, ranked
 
 
 def plackett_luce_loss(reward_GK: Tensor, beats_GKK: Tensor) -> Tensor:
-    """Loss of each row, [G]: -log of the ranking's probability, equation 20 of Rafailov et al. 2023 (arXiv:2305.18290).
+    """Loss of each row, [G]: -log of the ranking's probability, Rafailov et al. 2023 (arXiv:2305.18290), appendix A.3.
 
     reward_GK: beta * log pi/pi_ref of whole answers; beats_GKK: [g, i, j] where answer i stands above answer j.
     With two answers this is DPO's loss. Differs: answers with equal scores do not compete with one another (the paper

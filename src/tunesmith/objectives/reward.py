@@ -3,8 +3,8 @@
 In: the scores of both answers of a pair, each read at the answer's last token. Out: the loss of each pair, and how well
 the scores tell the better answer, calibration included. Must not know: models, tokens, where a score is read.
 
-Source: Bradley and Terry 1952, as Ouyang et al. 2022, arXiv:2203.02155, equation 1, use it; margins: Touvron et al.
-2023, arXiv:2307.09288, equation 2; centering: Eisenstein et al. 2023, arXiv:2312.09244, the regularizer of section 2.
+Source: Bradley and Terry 1952, as Ouyang et al. 2022, arXiv:2203.02155, use it; margins: Touvron et al. 2023,
+arXiv:2307.09288, section 3.2.2; centering: Eisenstein et al. 2023, arXiv:2312.09244, the regularizer of equation 2.
 
 Shapes: P pairs, K = 2 answers of a pair, the chosen one first. Units: a score is in nats, since the sigmoid of a
 difference of scores is a probability.

@@ -20,7 +20,8 @@ def sppo_loss(logratio_PK: Tensor, *, beta: float = 1e-3) -> Tensor:
     """Loss of each pair, [P]: (chosen log-ratio - 1 / (2 beta))^2 + (rejected log-ratio + 1 / (2 beta))^2.
 
     arXiv:2405.00675, equation 4.7, summed over the two answers; beta is 1 / eta of the paper.
-    Differs: the preferences are the data's, certain, and no new answers are sampled between rounds.
+    Differs: the preferences are the data's, certain, and no new answers are sampled between rounds; the authors' code
+    takes the mean of the two answers, half of this.
     """
     target_K = logratio_PK.new_tensor([0.5, -0.5]) / beta
     return (logratio_PK - target_K).square().sum(-1)
