@@ -280,10 +280,10 @@ def test_modes_are_as_before_a_stage_that_fails(tmp_path: Path, fails_in: str, m
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    name = {"evaluation": "evaluate", "save": "_save", "step": "step_gradient"}[fails_in]
+    places = {"evaluation": "evaluating.evaluate", "save": "loop._save", "step": "loop.step_gradient"}
     engine = lora_engine(moved=True, dropout=0.1)
     before = modes_of(engine.model)
-    monkeypatch.setattr(f"tunesmith.train.loop.{name}", fail)
+    monkeypatch.setattr(f"tunesmith.train.{places[fails_in]}", fail)
     with pytest.raises(ZeroDivisionError):
         train(engine, clean_trees(4), tmp_path, heldout=clean_trees(2) if fails_in == "evaluation" else [])
     assert modes_of(engine.model) == before

@@ -36,12 +36,12 @@ def slow_forests(seconds: float, *, at: int, training: bool) -> None:
     _before_step(lambda step: None, None, "")
     was, done = Engine.logprobs, []
 
-    def slow(engine: Engine, trees: Any) -> Any:
+    def slow(engine: Engine, trees: Any, wants: Any = ()) -> Any:
         if _step[0] == at and torch.is_grad_enabled() == training and not done:
             done.append(1)
             print("slow forest", flush=True)
             time.sleep(seconds)
-        return was(engine, trees)
+        return was(engine, trees, wants)
 
     Engine.logprobs = slow  # type: ignore[method-assign]
 
@@ -50,10 +50,10 @@ def slow_scoring(seconds: float) -> None:
     """Every forest that is computed without gradients takes long."""
     was = Engine.logprobs
 
-    def slow(engine: Engine, trees: Any) -> Any:
+    def slow(engine: Engine, trees: Any, wants: Any = ()) -> Any:
         if not torch.is_grad_enabled():
             time.sleep(seconds)
-        return was(engine, trees)
+        return was(engine, trees, wants)
 
     Engine.logprobs = slow  # type: ignore[method-assign]
 

@@ -46,7 +46,7 @@ make a pair; a pair is two labeled answers, or a ranking of two."""
 WORDS: dict[RowKind, str] = {
     "text": "plain text is",
     "answers": "one answer a row is",
-    "pairs": "pairs of a chosen and a rejected answer are",
+    "pairs": "pairs of a `chosen` and a `rejected` answer are",
     "labels": "one answer with a label a row is",
     "rankings": "several ranked answers a row are",
 }

@@ -22,7 +22,7 @@ from tunesmith.data.types import BadRow, Example, Row, Tree
 from tunesmith.recipe.preferences import DpoStage, KtoStage, PairedStage, RewardStage
 from tunesmith.recipe.stages import RowKind, StageBase
 
-LEAST_RATIO, MOST_RATIO = 1.0, 4 / 3  # of what desirable and undesirable answers count together
+LEAST_RATIO, MOST_RATIO = 1.0, 3 / 2  # of what desirable and undesirable answers count together
 BEST_AND_WORST = "of several ranked answers the best and the worst became a pair"
 TWO_LABELED = "a pair became two labeled answers, the chosen one desirable"
 RANKING_OF_TWO = "a pair became a ranking of two"
@@ -130,9 +130,9 @@ def _labeled(example: Example, tree: Tree) -> tuple[Tree, ...]:
 
 
 def balance_notes(stage: StageBase, label_G: npt.NDArray[np.float64]) -> list[str]:
-    """Advice on KTO's weights where one label outweighs the other: lambda_D n_D : lambda_U n_U outside [1, 4/3].
+    """Advice on KTO's weights where one label outweighs the other: lambda_D n_D : lambda_U n_U outside [1, 3/2].
 
-    The range is that of Ethayarajh et al. 2024 (arXiv:2402.01306), section 4.2.
+    The range is that of Ethayarajh et al. 2024 (arXiv:2402.01306), section 4.2 of version 5; the first said 4/3.
     """
     if not isinstance(stage, KtoStage):
         return []
@@ -150,5 +150,5 @@ def balance_notes(stage: StageBase, label_G: npt.NDArray[np.float64]) -> list[st
         remedy = f"`undesirable_weight: {stage.undesirable_weight * ratio / middle:.3g}`"
     return [
         f"WARNING: {desirable} desirable and {undesirable} undesirable answers count {ratio:.3g} : 1, weights "
-        f"included; KTO's authors advise 1 to 1.33: set {remedy}."
+        f"included; KTO's authors advise 1 to 1.5: set {remedy}."
     ]

@@ -22,7 +22,7 @@ from tunesmith.objectives import Objective
 from tunesmith.recipe.models import Lora
 from tunesmith.recipe.preferences import PreferenceStage
 from tunesmith.runs.folder import StageFolder
-from tunesmith.runs.records import Record, Records
+from tunesmith.runs.records import Record
 from tunesmith.runs.stop import StopRequest, caught
 from tunesmith.train.applying import apply_gradient
 from tunesmith.train.averaged import averaged, settle
@@ -88,21 +88,18 @@ def train_stage(
 ) -> StageOutcome:
     """Train one stage; where the folder has checkpoints, go on from the newest.
 
-    The model must hold the stage's starting weights, trained ones float32 and marked by `requires_grad`. `inputs`
-    names what else the result depends on (hashes of base and template); a checkpoint of other inputs is refused.
-    `forest_tokens` and `gradient_checkpointing`, where given, stand for the stage's: a plan has found what fits.
-    `stop` is the command's own; without one, signals that come while the stage trains are caught here.
-    `rows_changed`: a person has accepted that the rows are not those that the stage began on.
-    `strict`: a damaged checkpoint is an error, where else an older one that is whole is taken.
-    `probe`: what evaluations look at besides the held-out loss. ResumeError (3),
-    NumericsError (4), ResourceError (5), StoppedError (130, 143).
+    The model must hold the stage's starting weights, trained ones float32 and marked by `requires_grad`. `inputs` names
+    what else the result depends on (hashes of base and template); a checkpoint of other inputs is refused.
+    `forest_tokens` and `gradient_checkpointing`, where given, stand for the stage's: a plan has found what fits. `stop`
+    is the command's own; without one, signals are caught here. `rows_changed`: a person has accepted that the rows are
+    not those that the stage began on. `strict`: a damaged checkpoint is an error, where else an older one is taken.
+    `probe`: what evaluations look at besides the held-out loss.
+    Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
     refuse_unmeasured_best(stage, heldout)
     of_train, of_heldout = references or (None, None)
     stage = as_planned(stage, machine, forest_tokens, gradient_checkpointing)
-    folder = folder.create() if machine.is_main else folder
-    machine.barrier()
-    observer = (observer or Silent()) if machine.is_main else Silent()
+    folder, observer = _ready(folder, observer, machine)
     trainable, diagnosing, writes = trainable_parameters(engine.model), Diagnosing.of(stage), machine.is_main
     watch = start_watch(folder, trainable=trainable, observer=observer, writes=writes, diagnosing=diagnosing)
     session = Session(
@@ -113,7 +110,6 @@ def train_stage(
         heldout=Batch(heldout, of_heldout),
         replay=replay,
         folder=folder,
-        records=Records(),
         seed=seed,
         machine=machine,
         observer=observer,
@@ -130,6 +126,13 @@ def train_stage(
         return _train(session, state)
     finally:
         session.observer.finished()
+
+
+def _ready(folder: StageFolder, observer: Observer | None, machine: Machine) -> tuple[StageFolder, Observer]:
+    """The stage's folder, made by the main rank before any goes on, and who is told: nobody on the others."""
+    folder = folder.create() if machine.is_main else folder
+    machine.barrier()
+    return folder, (observer or Silent()) if machine.is_main else Silent()
 
 
 def _train(session: Session, state: State) -> StageOutcome:

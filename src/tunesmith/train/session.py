@@ -48,7 +48,6 @@ class Session:
     heldout: Batch
     replay: Sequence[Tree]
     folder: StageFolder
-    records: Records
     seed: int
     machine: Machine
     observer: Observer
@@ -59,6 +58,7 @@ class Session:
     stop: StopRequest
     watch: Watch
     rows_start: RowsStart = RowsStart()
+    records: Records = field(default_factory=Records)
     carried: Carried = field(default_factory=Carried)
     probe: Probe | None = None
 

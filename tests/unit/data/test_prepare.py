@@ -95,10 +95,12 @@ def test_a_method_refuses_formats_that_do_not_suit_it(tmp_path: Path) -> None:
     answers = write_jsonl(tmp_path / "a.jsonl", qa(1))
     pairs = write_jsonl(tmp_path / "p.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"})
     text = refusal(answers, "dpo")
-    assert f"{answers}: pairs of a chosen and a rejected answer are wanted here, but the file holds one answer" in text
+    assert (
+        f"{answers}: pairs of a `chosen` and a `rejected` answer are wanted here, but the file holds one answer" in text
+    )
     assert "it is in the format question_answer (1 of 1 rows have `question` and `answer`)" in text
     assert "Formats with pairs: preference, preferred_output, transcripts, ranked." in text
-    assert "one answer a row is wanted here, but the file holds pairs of a chosen and" in refusal(pairs)
+    assert "one answer a row is wanted here, but the file holds pairs of a `chosen` and" in refusal(pairs)
     assert "For pairs use `method: dpo`" in refusal(pairs)
     assert "plain text is wanted here, but the file holds one answer a row" in refusal(answers, "completion")
     assert len(prepare(pairs, "dpo").train[0].branches) == 2

@@ -130,12 +130,12 @@ def test_balance_is_advised_on_with_the_weight_that_mends_it() -> None:
     label_G = np.array([1.0] * 30 + [0.0] * 60)
     (note,) = balance_notes(kto(), label_G)
     assert "30 desirable and 60 undesirable answers count 0.5 : 1" in note
-    assert "`desirable_weight: 2.33`" in note  # 2.33 * 30 / 60 = 1.17, between 1 and 4/3
-    assert balance_notes(kto(desirable_weight=2.33), label_G) == []
+    assert "`desirable_weight: 2.5`" in note  # 2.5 * 30 / 60 = 1.25, between 1 and 3/2
+    assert balance_notes(kto(desirable_weight=2.5), label_G) == []
     (note,) = balance_notes(kto(), 1 - label_G)
-    assert "`undesirable_weight: 1.71`" in note  # 60 / (1.71 * 30) = 1.17
-    assert balance_notes(kto(undesirable_weight=1.71), 1 - label_G) == []
-    assert balance_notes(kto(), np.array([1.0] * 4 + [0.0] * 3)) == []  # 4/3 is still inside
+    assert "`undesirable_weight: 1.6`" in note  # 60 / (1.6 * 30) = 1.25
+    assert balance_notes(kto(undesirable_weight=1.6), 1 - label_G) == []
+    assert balance_notes(kto(), np.array([1.0] * 3 + [0.0] * 2)) == []  # 3/2 is still inside
     assert balance_notes(kto(), np.ones(5)) == []  # said elsewhere
 
 

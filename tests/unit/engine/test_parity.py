@@ -99,7 +99,7 @@ def test_generation_through_the_forest_attention_is_refused() -> None:
 
 
 def test_a_full_memory_is_said_and_is_no_verdict_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 156498672 bytes.")
 
     monkeypatch.setattr("tunesmith.engine.engine.plain_logprobs", full)

@@ -9,6 +9,7 @@ import pytest
 
 import tunesmith
 import tunesmith.pipeline.calibrate as module
+import tunesmith.pipeline.calibrate_bench as bench
 from tests.support.folders import make_run_inputs, tiny_recipe
 from tests.support.training import answer_trees
 from tunesmith.errors import RecipeError
@@ -26,7 +27,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def search_only(places: list[Place], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "coarse_places", lambda *, searches_beta: places)
     monkeypatch.setattr(module, "next_places", lambda *given, searches_beta: [])
-    monkeypatch.setattr(module, "MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr(bench, "MAX_NEW_TOKENS", 6)
 
 
 def test_a_probe_is_the_stage_itself(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tests.support.models import tiny_model
 from tests.unit.pipeline.test_memory import job_of
 from tunesmith.data.types import Tree
 from tunesmith.engine.engine import Engine
-from tunesmith.engine.logprobs import Logprobs
+from tunesmith.engine.logprobs import Extra, Logprobs
 from tunesmith.engine.trace import moved_away, trace
 from tunesmith.errors import ResourceError
 from tunesmith.model.machine import Machine
@@ -33,7 +33,7 @@ class Small(Engine):
     most = 0
     tried: list[int]
 
-    def logprobs(self, trees: Sequence[Tree]) -> Logprobs:
+    def logprobs(self, trees: Sequence[Tree], wants: Sequence[Extra] = ()) -> Logprobs:
         tokens = sum(len(tree.prompt_ids) + sum(len(branch.ids) for branch in tree.branches) for tree in trees)
         self.tried.append(tokens)
         if tokens > self.most:
@@ -85,7 +85,7 @@ def test_a_card_that_is_too_small_is_refused_before_a_trial() -> None:
 def test_other_errors_of_a_trial_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = small_engine(most=0)
 
-    def broken(self: Small, trees: Sequence[Tree]) -> Logprobs:
+    def broken(self: Small, trees: Sequence[Tree], wants: Sequence[Extra]) -> Logprobs:
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(Small, "logprobs", broken)

@@ -39,7 +39,7 @@ from tunesmith.train.probe import Probe, begun, distinct_prompts, spread
 from tunesmith.train.progress import Silent
 from tunesmith.train.samples import repetition, same_language, sampled_tree
 
-KEYS = {"sample_kl", "sample_tokens", "sample_truncated", "sample_repetition", "retained_loss"}
+KEYS = {"sample_count", "sample_kl", "sample_tokens", "sample_truncated", "sample_repetition", "retained_loss"}
 ENGLISH = "The committee has published its report on the future of the railway stations in the northern counties. "
 GERMAN = "Der Ausschuss hat gestern seinen Bericht über die Zukunft der Bahnhöfe in den nördlichen Kreisen vorgelegt. "
 TREES = pair_trees(12)
