@@ -86,7 +86,7 @@ COMPARISONS = [
     dpo("aot_unpaired", "aot_unpaired", SMOOTH, SMOOTH),
     dpo("apo_zero", "apo_zero"),
     dpo("apo_down", "apo_down"),
-    dpo("discopop", "discopop", {}, {"beta": 0.05, "temperature": 0.05}),
+    dpo("discopop", "discopop", {"temperature": 0.05}, {"beta": 0.05}),
     dpo("sigmoid_norm", "sigmoid_norm", {}, {"beta": 5.0}),
     Comparison("bco", "dpo", {"loss_types": ["bco_pair"]}, no_shift=True),
     dpo("bco", "bco_pair", difference=NO_SHIFT),

@@ -97,7 +97,6 @@ def train_stage(
     Raises ResumeError (3), NumericsError (4), ResourceError (5), StoppedError (130, 143).
     """
     refuse_unmeasured_best(stage, heldout)
-    of_train, of_heldout = references or (None, None)
     stage = as_planned(stage, machine, forest_tokens, gradient_checkpointing)
     folder, observer = _ready(folder, observer, machine)
     trainable, diagnosing, writes = trainable_parameters(engine.model), Diagnosing.of(stage), machine.is_main
@@ -106,8 +105,8 @@ def train_stage(
         engine=engine,
         stage=stage,
         objective=objective,
-        train=Batch(train, of_train),
-        heldout=Batch(heldout, of_heldout),
+        train=Batch(train, references[0] if references else None),
+        heldout=Batch(heldout, references[1] if references else None),
         replay=replay,
         folder=folder,
         seed=seed,
