@@ -27,7 +27,7 @@ quickstart: $(CORE)
 	$(BIN)/tunesmith quickstart $(ARGS)
 
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 soak: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.kill_soak $(ARGS)
