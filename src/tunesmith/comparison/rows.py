@@ -80,12 +80,13 @@ def compared_rows(recipe: Recipe, renderer: Renderer, *, max_new_tokens: int, ma
 def _preferred(recipe: Recipe, renderer: Renderer) -> tuple[list[Example], str]:
     if recipe.compare.preferences:
         return _examples(recipe.compare.preferences, "pairs"), "the files of `compare.preferences` hold no usable pair"
-    kinds = ("pairs", "rankings")
-    stages = [stage for stage in recipe.stages if isinstance(stage, PreferenceStage) and stage.rows in kinds]
+    stages = [stage for stage in recipe.stages if isinstance(stage, PreferenceStage)]
     if not stages:
-        return [], "the run has no stage of pairs, and `compare.preferences` is empty"
-    reason = f"stage {stages[-1].name!r} has no held-out rows, and `compare.preferences` is empty"
-    return _heldout(stages[-1], renderer), reason
+        return [], "the run has no preference stage, and `compare.preferences` is empty"
+    for stage in reversed(stages):  # the file of a stage of labels may hold pairs, or single answers
+        if pairs := [example for example in _heldout(stage, renderer) if len(example.answers) > 1]:
+            return pairs, ""
+    return [], f"stage {stages[-1].name!r} has no held-out pairs, and `compare.preferences` is empty"
 
 
 def _examples(sources: Sequence[Source], wanted: RowKind | None = None) -> list[Example]:

@@ -84,9 +84,9 @@ def test_no_held_out_rows_are_said_to_be_missing(files: dict[str, dict[str, obje
     rows = rows_of(recipe.model_copy(update={"stages": bare}))
     assert rows.questions == [] and rows.pairs == []
     assert rows.no_questions == "stage 'sft' has no held-out rows, and `compare.prompts` is empty"
-    assert rows.no_pairs == "stage 'dpo' has no held-out rows, and `compare.preferences` is empty"
+    assert rows.no_pairs == "stage 'dpo' has no held-out pairs, and `compare.preferences` is empty"
     only_sft = rows_of(recipe.model_copy(update={"stages": recipe.stages[:1]}))
-    assert only_sft.no_pairs == "the run has no stage of pairs, and `compare.preferences` is empty"
+    assert only_sft.no_pairs == "the run has no preference stage, and `compare.preferences` is empty"
 
 
 def test_num_prompts_counts_usable_prompts(files: dict[str, dict[str, object]]) -> None:

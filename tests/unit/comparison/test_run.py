@@ -108,7 +108,7 @@ def test_a_run_of_sft_alone_is_measured_against_the_base(tmp_path: Path) -> None
     assert summary["reference"] == "base"
     figure = summary["stages"]["sft"]["preference_accuracy"]
     assert figure["value"] is None
-    assert figure["reason"] == "the run has no stage of pairs, and `compare.preferences` is empty"
+    assert figure["reason"] == "the run has no preference stage, and `compare.preferences` is empty"
 
 
 def test_a_run_of_dpo_alone_has_the_base_as_its_reference(tmp_path: Path) -> None:
