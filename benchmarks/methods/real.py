@@ -37,12 +37,16 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """A method with what differs from the usual settings; `rows` says what its file holds."""
+    """A method with what differs from the usual settings; `rows` says what its file holds.
+
+    after_sft: it starts from 100 steps of SFT on the chosen answers.
+    """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     rows: str = "pairs"
     note: str = ""
+    after_sft: bool = False
 
     @property
     def name(self) -> str:
@@ -61,7 +65,8 @@ CASES = [
     Case("dpo", {"divergence": "jensen_shannon"}, note="Jensen-Shannon"),
     Case("dpo", {"divergence": "alpha"}, note="alpha divergence"),
     Case("dpo", {"length_desensitization": 0.5}, note="LD-DPO"),
-    Case("dpo", {"weighting": "wpo"}, note="WPO"),
+    # WPO weighs a pair by how likely the policy is to write it: a base that never would leaves it nothing to learn from
+    Case("dpo", {"weighting": "wpo"}, note="WPO after SFT", after_sft=True),
     Case("dpo", {"sft_weight": 1.0}, note="RPO"),
     Case("dpo", {"reference_update": {"every": 16}}, note="TR-DPO"),
     Case("robust_dpo"),
@@ -79,12 +84,12 @@ CASES = [
     Case("discopop"),
     Case("sigmoid_norm"),
     Case("mixture"),
-    Case("orpo"),
+    Case("orpo", {"beta": 1.0}),
     Case("simpo"),
     Case("cpo"),
     Case("alphapo"),
     Case("kto", rows="labels"),
-    Case("bco_unpaired", rows="labels"),
+    Case("bco_unpaired"),
     Case("plackett_luce", rows="rankings"),
     Case("best_against_rest", rows="rankings"),
     Case("reward", {"learning_rate": 1e-3}),
@@ -115,11 +120,33 @@ def recipe_of(case: Case, model: str, folder: Path, *, num_steps: int = NUM_STEP
     return {
         "name": "real",
         "model": {"path": MODELS[model], "chat_template": "plain", "dtype": "float32", "attention": "sdpa"},
-        "stages": [stage],
+        "stages": [*([_first(stage, folder)] if case.after_sft else []), stage],
         "runs_folder": str(folder / "runs"),
         "memory": "fixed",
         "threads": 1,
         "data_workers": 1,
+    }
+
+
+def _first(stage: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The SFT stage before."""
+    keys = (
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "schedule",
+        "warmup_fraction",
+        "max_length",
+        "tuning",
+        "forest_tokens",
+    )
+    rows = [{"path": str(rows_for("answers", folder))}]
+    return {
+        "name": "first",
+        "method": "sft",
+        "train": rows,
+        "max_steps": NUM_STEPS,
+        **{key: stage[key] for key in keys},
     }
 
 
