@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tunesmith.objectives.base import Objective, Sum
-from tunesmith.objectives.cpo import reward_metrics
 from tunesmith.objectives.log_odds import capped_expm1
-from tunesmith.objectives.pairs import PLAIN, PairOptions, Pairs, paired
+from tunesmith.objectives.pairs import PLAIN, PairOptions, Pairs, paired, reward_metrics
 
 
 def shaped(mean: Tensor, alpha: float) -> Tensor:

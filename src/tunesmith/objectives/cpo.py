@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tunesmith.objectives.base import Objective, Sum
-from tunesmith.objectives.pairs import PLAIN, PairOptions, Pairs, pair_metrics, paired
+from tunesmith.objectives.pairs import PLAIN, PairOptions, Pairs, paired, reward_metrics
 
 
 def cpo_loss(chosen_P: Tensor, rejected_P: Tensor, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
@@ -27,12 +26,6 @@ def cpo_loss(chosen_P: Tensor, rejected_P: Tensor, *, beta: float = 0.1, label_s
     """
     logits_P = beta * (chosen_P - rejected_P)
     return -logsigmoid(logits_P) * (1 - label_smoothing) - logsigmoid(-logits_P) * label_smoothing
-
-
-def reward_metrics(reward_PK: Tensor, tokens_PK: Tensor) -> Mapping[str, Sum]:
-    """Rewards, margin and accuracy of a method whose reward is its own: each answer's, [P, K]."""
-    found = pair_metrics(Pairs(reward_PK, torch.zeros_like(reward_PK), tokens_PK), beta=1.0)
-    return {name: found[name] for name in ("reward_chosen", "reward_rejected", "margin", "accuracy")}
 
 
 def cpo(beta: float, label_smoothing: float = 0.0, *, options: PairOptions = PLAIN) -> Objective:

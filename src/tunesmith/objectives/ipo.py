@@ -10,13 +10,13 @@ Shapes: P pairs, K = 2 answers, the chosen one first. Units: log-ratios in nats,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
 
-from tunesmith.objectives.base import Objective
-from tunesmith.objectives.pairs import PLAIN, PairOptions, Pairs, paired
-from tunesmith.objectives.sigmoid_norm import rewards_per_token
+from tunesmith.objectives.base import Objective, Sum
+from tunesmith.objectives.pairs import PLAIN, PairOptions, Pairs, paired, reward_metrics
 
 
 def ipo_loss(logratio_PK: Tensor, *, beta: float = 0.1) -> Tensor:
@@ -38,4 +38,7 @@ def ipo(beta: float, normalization: Literal["mean", "sum"] = "mean", *, options:
     def loss(pairs: Pairs) -> Tensor:
         return ipo_loss(pairs.mean_logratio_PK, beta=beta)
 
-    return paired("ipo", loss, beta=beta, options=options, more_metrics=rewards_per_token(beta))
+    def rewards(pairs: Pairs) -> Mapping[str, Sum]:
+        return reward_metrics(beta * pairs.mean_logratio_PK, pairs.tokens_PK)
+
+    return paired("ipo", loss, beta=beta, options=options, more_metrics=rewards)

@@ -118,6 +118,12 @@ def pair_metrics(pairs: Pairs, beta: float) -> dict[str, Sum]:
     return {name: Sum(column.sum(), count) for name, column in columns.items()}
 
 
+def reward_metrics(reward_PK: Tensor, tokens_PK: Tensor) -> Mapping[str, Sum]:
+    """Rewards, margin and accuracy of a method whose rewards, [P, K], are its own: per token, or of another shape."""
+    found = pair_metrics(Pairs(reward_PK, torch.zeros_like(reward_PK), tokens_PK), beta=1.0)
+    return {name: found[name] for name in ("reward_chosen", "reward_rejected", "margin", "accuracy")}
+
+
 def paired(
     name: str,
     loss: Loss,

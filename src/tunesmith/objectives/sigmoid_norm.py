@@ -9,33 +9,16 @@ Shapes: P pairs, K = 2 answers, the chosen one first. Units: mean log-ratios in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tunesmith.objectives.base import Objective, Sum
-from tunesmith.objectives.pairs import PLAIN, PairOptions, Pairs, pair_metrics, paired
-
-REWARDS = ("reward_chosen", "reward_rejected", "margin", "accuracy")
+from tunesmith.objectives.base import Objective
+from tunesmith.objectives.pairs import PLAIN, PairOptions, paired, reward_metrics
 
 
 def sigmoid_norm_loss(mean_logratio_PK: Tensor, *, beta: float = 5.0) -> Tensor:
     """Loss of each pair, [P], from log-ratios per token: -log sigmoid(beta * their margin) (arXiv:2411.15124)."""
     return -logsigmoid(beta * (mean_logratio_PK[:, 0] - mean_logratio_PK[:, 1]))
-
-
-def rewards_per_token(beta: float) -> Callable[[Pairs], Mapping[str, Sum]]:
-    """The metrics of the rewards of methods that normalize by length: beta * mean log-ratio, as their losses see it."""
-
-    def metrics(pairs: Pairs) -> Mapping[str, Sum]:
-        mean_PK = pairs.mean_logratio_PK
-        found = pair_metrics(replace(pairs, policy_PK=mean_PK, reference_PK=torch.zeros_like(mean_PK)), beta)
-        return {name: found[name] for name in REWARDS}
-
-    return metrics
 
 
 def sigmoid_norm(beta: float, *, options: PairOptions = PLAIN) -> Objective:
@@ -45,5 +28,5 @@ def sigmoid_norm(beta: float, *, options: PairOptions = PLAIN) -> Objective:
         lambda pairs: sigmoid_norm_loss(pairs.mean_logratio_PK, beta=beta),
         beta=beta,
         options=options,
-        more_metrics=rewards_per_token(beta),
+        more_metrics=lambda pairs: reward_metrics(beta * pairs.mean_logratio_PK, pairs.tokens_PK),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tunesmith.recipe.models import Full, Lora, Model, Stage
+from tunesmith.recipe.preferences import reference_update_of
 from tunesmith.recipe.problems import Problem
 from tunesmith.recipe.yaml12 import KeyPath
 
@@ -49,7 +50,7 @@ def _optimizer(stage: Stage, path: KeyPath) -> Iterator[Problem]:
         yield Problem((*path, "schedule"), f"{text} (a warm-up is fine)")
     if stage.optimizer == "schedule_free" and stage.adam_beta1 == 0:
         yield Problem((*path, "adam_beta1"), "schedule_free mixes the average in with it: must be above 0")
-    if stage.optimizer == "schedule_free" and "reference_update" in stage.model_fields_set:
+    if stage.optimizer == "schedule_free" and reference_update_of(stage) is not None:
         yield Problem((*path, "optimizer"), "a live reference follows single steps, not their average: use adamw")
     if stage.optimizer in OWN_BETAS:
         for key, value, usual in (("adam_beta1", stage.adam_beta1, 0.9), ("adam_beta2", stage.adam_beta2, 0.999)):

@@ -114,6 +114,15 @@ def test_what_is_written_is_compared_with_the_start(
     assert (look(Curves(evaluations=evaluated(key, values)), SFT) is not None) == is_found
 
 
+@pytest.mark.parametrize(("count", "is_found"), [(2.0, False), (4.0, False), (8.0, True)])
+def test_a_change_of_one_or_two_sampled_answers_is_no_finding(count: float, is_found: bool) -> None:
+    """From 0 % to 50 % cut: one answer of two, two of four, four of eight."""
+    rows = [
+        {"step": 10 * place, "sample_truncated": cut, "sample_count": count} for place, cut in enumerate((0.0, 0.5))
+    ]
+    assert (truncation(Curves(evaluations=Table(rows)), SFT) is not None) == is_found
+
+
 def test_findings_bear_their_names_and_problems_come_first() -> None:
     norms = [1.0] * 30 + [11.0] + [1.0] * 20 + [12.0] + [1.0] * 20 + [13.0]
     table = evaluated("retained_loss", [1.0, 2.0])

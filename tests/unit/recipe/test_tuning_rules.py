@@ -8,10 +8,13 @@ import pytest
 
 from tunesmith.recipe.later import settings_of
 from tunesmith.recipe.models import DpoStage, Full, Lora, Model, Source
+from tunesmith.recipe.preferences import ReferenceUpdate
 from tunesmith.recipe.tuning_rules import tuning_problems
 
 PLAIN = Model(path="base")
 NF4, INT8 = (Model(path="base", quantization=kind) for kind in ("nf4", "int8"))
+
+AVERAGED: dict[str, Any] = {"optimizer": "schedule_free", "schedule": "constant"}
 
 
 def stage(**changes: Any) -> DpoStage:
@@ -32,6 +35,7 @@ def stage(**changes: Any) -> DpoStage:
         (PLAIN, {"optimizer": "lion", "adam_beta2": 0.95}, "adam_beta2", "would be ignored"),
         (PLAIN, {"optimizer": "adafactor", "adam_beta1": 0.8}, "adam_beta1", "would be ignored"),
         (PLAIN, {"optimizer": "schedule_free", "schedule": "constant", "adam_beta1": 0.0}, "adam_beta1", "above 0"),
+        (PLAIN, AVERAGED | {"reference_update": ReferenceUpdate()}, "optimizer", "follows single steps"),
     ],
 )
 def test_what_is_refused(model: Model, changes: dict[str, Any], path: str, text: str) -> None:
@@ -46,7 +50,8 @@ def test_what_is_refused(model: Model, changes: dict[str, Any], path: str, text:
         (NF4, {"tuning": Lora(init="loftq")}),
         (NF4, {"tuning": Lora(dora=True)}),
         (PLAIN, {"tuning": Lora(init="pissa", rslora=True, b_lr_ratio=16.0)}),
-        (PLAIN, {"optimizer": "schedule_free", "schedule": "constant"}),
+        (PLAIN, AVERAGED),
+        (PLAIN, AVERAGED | {"reference_update": None}),
         (PLAIN, {"optimizer": "muon", "adam_beta2": 0.95}),
     ],
 )
